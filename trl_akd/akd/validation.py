@@ -115,6 +115,8 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
         )
     if not (teacher is None or isinstance(teacher, str | Teacher)):
         check_language_model(teacher, role="teacher_model")
+        if not isinstance(student, str):
+            _check_shared_parameters(student, teacher)
     if args.teacher_device is not None:
         _check_device(args.teacher_device)
     if isinstance(teacher, Teacher) and (args.seq_kd or args.teacher_device is not None):
@@ -129,6 +131,21 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
     if args.teacher_model_init_kwargs and not isinstance(teacher, str | CachedTeacher):
         raise ValueError(
             "`teacher_model_init_kwargs` is set, but the teacher is already loaded; pass its name or path instead."
+        )
+
+
+def _check_shared_parameters(student: Any, teacher: Any) -> None:
+    """Refuse a student and a teacher that have parameters in common, which would be frozen in both.
+
+    An adapter is added to the base model in place, so both then share all of them.
+    """
+    of_student = {id(parameter) for parameter in student.parameters()}
+    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in of_student]
+    if shared:
+        raise ValueError(
+            f"`model` and `teacher_model` share {len(shared)} parameters, such as {shared[0]!r}, and those of the "
+            "teacher are frozen; load the teacher separately, or leave it out to use a student with an adapter "
+            "without that adapter as the teacher."
         )
 
 

@@ -30,7 +30,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation, RowLengths
-from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
+from ..data.tokenization import PROMPT_COLUMN, StreamCounts, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import (
     own_rows,
@@ -111,6 +111,7 @@ from .validation import (
     check_models,
     check_overrides,
     check_parallelism,
+    check_rows,
     check_tokenizer,
     check_unused,
 )
@@ -205,6 +206,7 @@ class AKDTrainer(GKDTrainer):
         if args.use_vllm:
             check_vllm(args, name_of(model))
         check_unused(kwargs)
+        check_rows(named_datasets(train_dataset, eval_dataset))
         if data_collator is None:
             self._check_data(named_datasets(train_dataset, eval_dataset), args)
         elif args.padding_free:
@@ -216,6 +218,7 @@ class AKDTrainer(GKDTrainer):
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
         self._training_data = train_dataset
+        self._stream_counts: dict[int, StreamCounts] = {}  # by the ids of streams whose counts are not reported yet
         # GKDTrainer's constructor refuses padded vocabularies, args=None and a missing dtype, so it is skipped.
         with _as_padded(args):
             super(GKDTrainer, self).__init__(
@@ -263,7 +266,11 @@ class AKDTrainer(GKDTrainer):
         self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator, self.callback_handler.callbacks)
-        self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._begin_training, self._finish_step))
+        self.add_callback(
+            ScheduleCallback(
+                self.adaptive_beta, self.schedule, self._begin_training, self._finish_step, self._finish_epoch
+            )
+        )
 
     # Set-up
 
@@ -298,7 +305,9 @@ class AKDTrainer(GKDTrainer):
         shows_bars = args.process_index == 0 and not args.disable_tqdm
         with args.main_process_first(desc=f"preparation of the {name} dataset"), dataset_bars(shown=shows_bars):
             prepared, report = self._tokenize(dataset, args, packing, name)
-        if report is not None and args.process_index == 0:
+        if isinstance(report, StreamCounts):
+            self._stream_counts[id(prepared)] = report
+        elif report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
         if is_training:
             self.prompt_format = self._find_prompt_format(dataset, args)
@@ -684,6 +693,37 @@ class AKDTrainer(GKDTrainer):
         self._completions.clear()
         if not is_resumed:
             self._total_train_tokens = 0
+        if (counts := self._stream_counts.get(id(self.train_dataset))) is not None:
+            counts.clear()
+
+    def _finish_epoch(self, has_batches: bool) -> None:
+        """Report the rows of a stream, which are counted as they are read, and refuse a run without a batch."""
+        reason = self._report_stream(self.train_dataset)
+        if not has_batches:
+            if self.args.dataloader_drop_last and not reason:
+                reason = " (`dataloader_drop_last` is on, and a batch has more rows than the dataset)"
+            raise ValueError(
+                f"an epoch of the train dataset has no batch, so nothing can be learned{reason}; check its rows, "
+                f"`max_length` ({self.args.max_length}) and the batch size."
+            )
+
+    def _name_of(self, dataset: Any) -> str:
+        named = named_datasets(self.train_dataset, self.eval_dataset)
+        return next((name for name, each in named.items() if each is dataset), "evaluation")
+
+    def _report_stream(self, dataset: Any) -> str:
+        """Log how many rows of a stream were kept and dropped, as the first process read it.
+
+        Done once per stream; the sentence is returned in parentheses, or nothing.
+        """
+        counts = self._stream_counts.pop(id(dataset), None)
+        report = None if counts is None else counts.report()
+        if report is None or report.rows == 0:
+            return ""
+        if self.args.process_index == 0:
+            level = logging.INFO if report.is_clean else logging.WARNING
+            logger.log(level, "Stream of the %s dataset: %s", self._name_of(dataset), report.summary())
+        return f" ({report.summary().removesuffix('.')})"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
@@ -755,11 +795,26 @@ class AKDTrainer(GKDTrainer):
         self.args.dataloader_drop_last = given and is_training
         try:
             batches: DataLoader[Any] = super()._get_dataloader(
-                dataset if is_training else _sized(dataset), *args, is_training=is_training, **kwargs
+                dataset if is_training else self._rows_to_evaluate(dataset), *args, is_training=is_training, **kwargs
             )
         finally:
             self.args.dataloader_drop_last = given
         return batches
+
+    def _rows_to_evaluate(self, dataset: Any) -> Any:
+        """Return a dataset unchanged, or a stream as a list of rows, which can be divided evenly over processes."""
+        rows, reason = dataset, ""
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            if (counts := self._stream_counts.get(id(dataset))) is not None:
+                counts.clear()
+            rows = list(dataset)
+            reason = self._report_stream(dataset)
+        if len(rows) == 0:
+            raise ValueError(
+                f"the {self._name_of(dataset)} dataset has no row with a target{reason}; check its rows and "
+                f"`max_length` ({self.args.max_length})."
+            )
+        return rows
 
     def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, ignoring rows that are also in other batches."""
@@ -950,11 +1005,6 @@ class AKDTrainer(GKDTrainer):
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
         write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
-
-
-def _sized(dataset: Any) -> Any:
-    """Return a dataset unchanged, or a stream as a list of rows, which can be divided evenly over processes."""
-    return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 
 @contextmanager

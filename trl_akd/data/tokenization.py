@@ -382,7 +382,7 @@ class _BatchTokenizer:
     with_prompts: bool
     allow_prompt_only: bool
     # The cache key covers these fields but not the source code: increment the version when the output changes.
-    version: int = 3
+    version: int = 4
 
     @classmethod
     def create(

@@ -13,6 +13,7 @@ batch, counted after generation, for any gradient accumulation and number of pro
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ class AKDTrainer(GKDTrainer):
       tokenized once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
     - Without a teacher, a PEFT student learns from itself with the adapter disabled.
-    - A `data_collator` receives raw rows; nothing is tokenized beforehand.
+    - A `data_collator` receives raw rows; nothing is tokenized beforehand. `trainer.args` is then a copy of `args`,
+      with `skip_prepare_dataset` in `dataset_kwargs` and `remove_unused_columns=False`.
 
     Args:
         model (`PreTrainedModel` or `str`):
@@ -215,6 +217,7 @@ class AKDTrainer(GKDTrainer):
                 "them out."
             )
         else:
+            args = copy(args)  # the caller may use it for other trainers
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
         self._training_data = train_dataset

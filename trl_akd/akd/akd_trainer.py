@@ -58,6 +58,7 @@ from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
+from ..losses.reduction import IGNORE_INDEX
 from ..progress import dataset_bars
 from ..teachers import (
     CachedTeacher,
@@ -480,13 +481,40 @@ class AKDTrainer(GKDTrainer):
             for number in range(len(batches))
             if is_on_policy(self.lmbda, seed=seed, step=step, micro_batch=number)
         ]
-        others = sorted(set(range(len(batches))) - set(on_policy)) if self.seq_kd else []
+        others = sorted(set(range(len(batches))) - set(on_policy))
+        if not self.seq_kd:
+            self._require_completions([batches[number] for number in others])
+            others = []
         for sample, numbers in ((self._sample_student, on_policy), (self._sample_teacher, others)):
+            self._require_prompts([batches[number] for number in numbers])
             prompts = [read_prompts(batches[number], self._sampling_seeds(number)) for number in numbers]
             completions = iter(sample(list(chain.from_iterable(prompts))) if prompts else ())
             for number, own in zip(numbers, prompts, strict=True):
                 completed[number] = self._collate_completions(own, list(islice(completions, len(own))))
+        if self.args.ce_weight > 0.0:
+            for number in on_policy:
+                labels = completed[number]["labels"]
+                completed[number]["is_data"] = labels.new_zeros(len(labels), dtype=torch.bool)
         return completed
+
+    def _require_prompts(self, batches: list[Batch]) -> None:
+        if any("prompts" not in batch for batch in batches):
+            raise ValueError(
+                f"the trainer has lmbda={self.lmbda} and seq_kd={self.seq_kd}, but a batch has no `prompts` to "
+                f"generate text from; create the configuration with `lmbda` above 0 (it has {self.args.lmbda}) or "
+                "with seq_kd=True, or return `prompts` and `prompt_attention_mask` from `data_collator`."
+            )
+
+    def _require_completions(self, batches: list[Batch]) -> None:
+        if not self.args.prompts_suffice:
+            return  # rows without completions are dropped
+        if any((batch["labels"][:, 1:] == IGNORE_INDEX).all(dim=1).any() for batch in batches):
+            raise ValueError(
+                f"the trainer has lmbda={self.lmbda} and seq_kd={self.seq_kd}, but a row has no completion: the "
+                f"configuration has lmbda={self.args.lmbda} and seq_kd={self.args.seq_kd}, with which prompts are "
+                "enough; create it with `lmbda` below 1 and seq_kd=False, so that rows without a completion are "
+                "dropped."
+            )
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
         """Return a batch of `rows` rows in which only the first `own` count, as the rest is also in other batches."""
@@ -625,13 +653,22 @@ class AKDTrainer(GKDTrainer):
         if policy_gradient is not None:
             require_dense(signal)
         with nullcontext() if policy_gradient is None or policy_gradient.single_step else torch.no_grad():
-            divergence = self._divergence(head, hidden, signal, targets.labels, weights)
+            divergence = self._divergence(
+                head, hidden, signal, targets.labels, weights, ce_weight=self._without_own_text(targets)
+            )
         loss = divergence.loss
         if policy_gradient is not None:
             loss = loss + self._long_term_part(policy_gradient, head, hidden, divergence, targets.labels, weights)
         per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
         return loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
+
+    def _without_own_text(self, targets: Targets) -> float | torch.Tensor:
+        """Return what is added to `ce_weight`, which then is 0 where the student sampled the text."""
+        if targets.is_data is None:
+            return 0.0
+        is_own = ~targets.is_data.unsqueeze(1).expand_as(targets.labels)
+        return -self.args.ce_weight * is_own.to(targets.weights.dtype)
 
     def _long_term_part(
         self,

@@ -175,6 +175,36 @@ def test_tokenized_rows_are_truncated_or_dropped(
 
 
 @pytest.mark.parametrize(
+    ("input_ids", "labels", "mask"),
+    [
+        ([0, 0, 1, 2, 3], [-100, -100, -100, 2, 3], [0, 0, 1, 1, 1]),
+        ([1, 2, 3, 0, 0], [-100, 2, 3, -100, -100], [1, 1, 1, 0, 0]),
+        ([1, 2, 3, 0, 0], [-100, 2, 3, 0, 0], [1, 1, 1, 0, 0]),  # padding among the labels
+        ([0, 1, 9, 2, 3, 0], [7, -100, 9, 2, 3, 0], [0, 1, 0, 1, 1, 0]),
+        ([1, 2, 3], [-100, 2, 3], None),
+    ],
+)
+def test_tokens_outside_the_attention_mask_are_left_out(
+    byte_level: Build, input_ids: list[int], labels: list[int], mask: list[int] | None
+) -> None:
+    rows = [
+        {"input_ids": input_ids, "labels": labels, "attention_mask": mask},
+        {"input_ids": [4, 5], "labels": [-100, 5], "attention_mask": [1, 1]},
+        {"input_ids": [4, 5], "labels": [-100, 5], "attention_mask": [1, 0]},
+    ]
+    for data in (Dataset.from_list(rows), Dataset.from_list(rows).to_iterable_dataset()):
+        tokenized = (
+            list(tokenize_stream(data, byte_level(), max_length=3))
+            if isinstance(data, IterableDataset)
+            else list(tokenize_dataset(data, byte_level(), max_length=3)[0])
+        )
+        assert tokenized == [
+            {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]},
+            {"input_ids": [4, 5], "labels": [-100, 5]},
+        ]
+
+
+@pytest.mark.parametrize(
     ("rows", "complaint"),
     [
         ({"prompt": ["a"], "completion": [7]}, "Column 'completion' of row 0 holds int"),
@@ -182,6 +212,14 @@ def test_tokenized_rows_are_truncated_or_dropped(
         ({"instruction": ["a"], "output": [4]}, "Column 'output' of row 0 holds int"),
         ({"instruction": ["a"], "input": [4], "output": ["b"]}, "Column 'input' of row 0 holds int"),
         ({"input_ids": [[1], [1, 2]], "labels": [[1], [1]]}, "Row 1 has 2 input_ids and 1 labels"),
+        (
+            {"input_ids": [[1, 2]], "labels": [[1, 2]], "attention_mask": [[1]]},
+            "Row 0 has 2 input_ids, 2 labels and 1 attention_mask",
+        ),
+        (
+            {"input_ids": [[1]], "labels": [[1]], "attention_mask": [[[1]]]},
+            "Column 'attention_mask' of row 0 holds list, not a list of integers",
+        ),
         ({"input_ids": [[1]], "labels": [[1]], "seq_lengths": [[1]]}, "packed already"),
         ({"prompt": ["a"], "text": ["b"]}, "'completion' is missing"),
         ({"prompt": [], "completion": []}, "The train dataset has no rows"),

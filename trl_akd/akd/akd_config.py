@@ -74,7 +74,8 @@ class AKDConfig(GKDConfig):
             `"sequence"`: mean over a sample's target tokens, then over the samples of the global batch (the paper).
             `"token"`: mean over all target tokens of the global batch.
         ce_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the cross-entropy on the data's tokens that is added to the divergence. The paper uses none.
+            Weight of the cross-entropy on the data's tokens, or on the teacher's with `seq_kd`, that is added to the
+            divergence. It does not apply to text sampled from the student. The paper uses none.
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
             Template for rows with the columns `instruction`, `input` and `output`: `"alpaca"`, `"alpaca_akd_paper"`,
             `"starcoder"` or `"instruct_eval"`.
@@ -512,7 +513,9 @@ class AKDConfig(GKDConfig):
     def _check_generation(self) -> None:
         """Refuse `seq_kd` if the student generates all text, and warn of a temperature if there is none."""
         if self.lmbda == 1.0:
-            self._check_without_effect(("seq_kd",), "with lmbda=1, where the student generates all text; lower that")
+            self._check_without_effect(
+                ("seq_kd", "ce_weight"), "with lmbda=1, where the student generates all text; lower that"
+            )
         if not self.generates and self.temperature != AKDConfig.temperature:
             warnings.warn(
                 f"`temperature` is {self.temperature}, which has no effect, as it is the temperature of generated "

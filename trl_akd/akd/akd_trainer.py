@@ -13,6 +13,7 @@ batch, counted after generation, for any gradient accumulation and number of pro
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation, RowLengths
-from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
+from ..data.tokenization import PROMPT_COLUMN, StreamCounts, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import (
     own_rows,
@@ -58,6 +59,7 @@ from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
+from ..losses.reduction import IGNORE_INDEX
 from ..progress import dataset_bars
 from ..teachers import (
     CachedTeacher,
@@ -112,6 +114,7 @@ from .validation import (
     check_models,
     check_overrides,
     check_parallelism,
+    check_rows,
     check_self_teacher,
     check_tokenizer,
     check_unused,
@@ -130,7 +133,8 @@ class AKDTrainer(GKDTrainer):
       tokenized once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
     - Without a teacher, a PEFT student learns from itself with the adapter disabled, which must be the base model.
-    - A `data_collator` receives raw rows; nothing is tokenized beforehand.
+    - A `data_collator` receives raw rows; nothing is tokenized beforehand. `trainer.args` is then a copy of `args`,
+      with `skip_prepare_dataset` in `dataset_kwargs` and `remove_unused_columns=False`.
 
     Args:
         model (`PreTrainedModel` or `str`):
@@ -207,6 +211,7 @@ class AKDTrainer(GKDTrainer):
         if args.use_vllm:
             check_vllm(args, name_of(model))
         check_unused(kwargs)
+        check_rows(named_datasets(train_dataset, eval_dataset))
         if data_collator is None:
             self._check_data(named_datasets(train_dataset, eval_dataset), args)
         elif args.padding_free:
@@ -215,9 +220,11 @@ class AKDTrainer(GKDTrainer):
                 "them out."
             )
         else:
+            args = copy(args)  # the caller may use it for other trainers
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
         self._training_data = train_dataset
+        self._stream_counts: dict[int, StreamCounts] = {}  # by the ids of streams whose counts are not reported yet
         # GKDTrainer's constructor refuses padded vocabularies, args=None and a missing dtype, so it is skipped.
         with _as_padded(args):
             super(GKDTrainer, self).__init__(
@@ -265,7 +272,11 @@ class AKDTrainer(GKDTrainer):
         self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator, self.callback_handler.callbacks)
-        self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._begin_training, self._finish_step))
+        self.add_callback(
+            ScheduleCallback(
+                self.adaptive_beta, self.schedule, self._begin_training, self._finish_step, self._finish_epoch
+            )
+        )
 
     # Set-up
 
@@ -300,7 +311,9 @@ class AKDTrainer(GKDTrainer):
         shows_bars = args.process_index == 0 and not args.disable_tqdm
         with args.main_process_first(desc=f"preparation of the {name} dataset"), dataset_bars(shown=shows_bars):
             prepared, report = self._tokenize(dataset, args, packing, name)
-        if report is not None and args.process_index == 0:
+        if isinstance(report, StreamCounts):
+            self._stream_counts[id(prepared)] = report
+        elif report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
         if is_training:
             self.prompt_format = self._find_prompt_format(dataset, args)
@@ -474,13 +487,40 @@ class AKDTrainer(GKDTrainer):
             for number in range(len(batches))
             if is_on_policy(self.lmbda, seed=seed, step=step, micro_batch=number)
         ]
-        others = sorted(set(range(len(batches))) - set(on_policy)) if self.seq_kd else []
+        others = sorted(set(range(len(batches))) - set(on_policy))
+        if not self.seq_kd:
+            self._require_completions([batches[number] for number in others])
+            others = []
         for sample, numbers in ((self._sample_student, on_policy), (self._sample_teacher, others)):
+            self._require_prompts([batches[number] for number in numbers])
             prompts = [read_prompts(batches[number], self._sampling_seeds(number)) for number in numbers]
             completions = iter(sample(list(chain.from_iterable(prompts))) if prompts else ())
             for number, own in zip(numbers, prompts, strict=True):
                 completed[number] = self._collate_completions(own, list(islice(completions, len(own))))
+        if self.args.ce_weight > 0.0:
+            for number in on_policy:
+                labels = completed[number]["labels"]
+                completed[number]["is_data"] = labels.new_zeros(len(labels), dtype=torch.bool)
         return completed
+
+    def _require_prompts(self, batches: list[Batch]) -> None:
+        if any("prompts" not in batch for batch in batches):
+            raise ValueError(
+                f"the trainer has lmbda={self.lmbda} and seq_kd={self.seq_kd}, but a batch has no `prompts` to "
+                f"generate text from; create the configuration with `lmbda` above 0 (it has {self.args.lmbda}) or "
+                "with seq_kd=True, or return `prompts` and `prompt_attention_mask` from `data_collator`."
+            )
+
+    def _require_completions(self, batches: list[Batch]) -> None:
+        if not self.args.prompts_suffice:
+            return  # rows without completions are dropped
+        if any((batch["labels"][:, 1:] == IGNORE_INDEX).all(dim=1).any() for batch in batches):
+            raise ValueError(
+                f"the trainer has lmbda={self.lmbda} and seq_kd={self.seq_kd}, but a row has no completion: the "
+                f"configuration has lmbda={self.args.lmbda} and seq_kd={self.args.seq_kd}, with which prompts are "
+                "enough; create it with `lmbda` below 1 and seq_kd=False, so that rows without a completion are "
+                "dropped."
+            )
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
         """Return a batch of `rows` rows in which only the first `own` count, as the rest is also in other batches."""
@@ -619,13 +659,22 @@ class AKDTrainer(GKDTrainer):
         if policy_gradient is not None:
             require_dense(signal)
         with nullcontext() if policy_gradient is None or policy_gradient.single_step else torch.no_grad():
-            divergence = self._divergence(head, hidden, signal, targets.labels, weights)
+            divergence = self._divergence(
+                head, hidden, signal, targets.labels, weights, ce_weight=self._without_own_text(targets)
+            )
         loss = divergence.loss
         if policy_gradient is not None:
             loss = loss + self._long_term_part(policy_gradient, head, hidden, divergence, targets.labels, weights)
         per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
         return loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
+
+    def _without_own_text(self, targets: Targets) -> float | torch.Tensor:
+        """Return what is added to `ce_weight`, which then is 0 where the student sampled the text."""
+        if targets.is_data is None:
+            return 0.0
+        is_own = ~targets.is_data.unsqueeze(1).expand_as(targets.labels)
+        return -self.args.ce_weight * is_own.to(targets.weights.dtype)
 
     def _long_term_part(
         self,
@@ -690,6 +739,37 @@ class AKDTrainer(GKDTrainer):
         self._completions.clear()
         if not is_resumed:
             self._total_train_tokens = 0
+        if (counts := self._stream_counts.get(id(self.train_dataset))) is not None:
+            counts.clear()
+
+    def _finish_epoch(self, has_batches: bool) -> None:
+        """Report the rows of a stream, which are counted as they are read, and refuse a run without a batch."""
+        reason = self._report_stream(self.train_dataset)
+        if not has_batches:
+            if self.args.dataloader_drop_last and not reason:
+                reason = " (`dataloader_drop_last` is on, and a batch has more rows than the dataset)"
+            raise ValueError(
+                f"an epoch of the train dataset has no batch, so nothing can be learned{reason}; check its rows, "
+                f"`max_length` ({self.args.max_length}) and the batch size."
+            )
+
+    def _name_of(self, dataset: Any) -> str:
+        named = named_datasets(self.train_dataset, self.eval_dataset)
+        return next((name for name, each in named.items() if each is dataset), "evaluation")
+
+    def _report_stream(self, dataset: Any) -> str:
+        """Log how many rows of a stream were kept and dropped, as the first process read it.
+
+        Done once per stream; the sentence is returned in parentheses, or nothing.
+        """
+        counts = self._stream_counts.pop(id(dataset), None)
+        report = None if counts is None else counts.report()
+        if report is None or report.rows == 0:
+            return ""
+        if self.args.process_index == 0:
+            level = logging.INFO if report.is_clean else logging.WARNING
+            logger.log(level, "Stream of the %s dataset: %s", self._name_of(dataset), report.summary())
+        return f" ({report.summary().removesuffix('.')})"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
@@ -761,13 +841,28 @@ class AKDTrainer(GKDTrainer):
         self.args.dataloader_drop_last = given and is_training
         try:
             batches: DataLoader[Any] = super()._get_dataloader(
-                dataset if is_training else _sized(dataset), *args, is_training=is_training, **kwargs
+                dataset if is_training else self._rows_to_evaluate(dataset), *args, is_training=is_training, **kwargs
             )
         finally:
             self.args.dataloader_drop_last = given
         if is_training:
             require_batch(batches, self.args)
         return batches
+
+    def _rows_to_evaluate(self, dataset: Any) -> Any:
+        """Return a dataset unchanged, or a stream as a list of rows, which can be divided evenly over processes."""
+        rows, reason = dataset, ""
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            if (counts := self._stream_counts.get(id(dataset))) is not None:
+                counts.clear()
+            rows = list(dataset)
+            reason = self._report_stream(dataset)
+        if len(rows) == 0:
+            raise ValueError(
+                f"the {self._name_of(dataset)} dataset has no row with a target{reason}; check its rows and "
+                f"`max_length` ({self.args.max_length})."
+            )
+        return rows
 
     def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, ignoring rows that are also in other batches."""
@@ -958,11 +1053,6 @@ class AKDTrainer(GKDTrainer):
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
         write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
-
-
-def _sized(dataset: Any) -> Any:
-    """Return a dataset unchanged, or a stream as a list of rows, which can be divided evenly over processes."""
-    return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Targets of a collated batch: the tokens that the student must predict, and their weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class Targets:
             Number of items of each task in this batch, by which its loss is divided.
         task_ids (`torch.Tensor` of shape `[B]`):
             Task of each row; 0 where there is only one.
+        is_data (`torch.Tensor` of shape `[B]`, *optional*):
+            Whether each row has a given text, not one sampled from the student. Defaults to all rows.
     """
 
     inputs: Batch
@@ -37,6 +39,7 @@ class Targets:
     weights: Tensor
     items: Tensor
     task_ids: Tensor
+    is_data: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def teacher_inputs(self) -> Batch:
@@ -64,6 +67,7 @@ def causal_targets(batch: Batch, normalization: Normalization) -> Targets:
         token_weights(labels, normalization=normalization, sample_ids=sample_ids),
         count_items(labels, normalization=normalization, sample_ids=sample_ids).unsqueeze(0),
         torch.zeros(len(labels), dtype=torch.int64, device=labels.device),
+        is_data=batch.get("is_data"),
     )
 
 
@@ -98,7 +102,8 @@ def grouped_by_length(batches: Sequence[Batch], pad_token_id: int, multiple: int
 
     Args:
         batches (`Sequence[dict]`):
-            Micro-batches with `input_ids`, `attention_mask` and `labels` `[B, T]`, padded on the right.
+            Micro-batches with `input_ids`, `attention_mask` and `labels` `[B, T]`, padded on the right, and optionally
+            `is_data` `[B]`, which is true where it is missing.
         pad_token_id (`int`):
             Token that `input_ids` are padded with.
         multiple (`int`, *optional*, defaults to `1`):
@@ -125,10 +130,16 @@ def grouped_by_length(batches: Sequence[Batch], pad_token_id: int, multiple: int
         name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1]), value=filler) for batch in batches])
         for name, filler in fillers.items()
     }
-    return [
+    grouped: list[Batch] = [
         {name: column[rows, : round_up(length, multiple)] for name, column in columns.items()}
         for rows, length in zip(torch.split(order, sizes), longest, strict=True)
     ]
+    if any("is_data" in batch for batch in batches):
+        default = [torch.ones_like(batch["labels"][:, 0], dtype=torch.bool) for batch in batches]
+        is_data = torch.cat([batch.get("is_data", ones) for batch, ones in zip(batches, default, strict=True)])
+        for batch, rows in zip(grouped, torch.split(order, sizes), strict=True):
+            batch["is_data"] = is_data[rows]
+    return grouped
 
 
 def row_numbers(batch: Batch, rows: int) -> Tensor:

@@ -24,6 +24,8 @@ class ScheduleCallback(TrainerCallback):
             Function called on all ranks when training begins, with whether it resumes.
         finish_step (`Callable`):
             Function called on all ranks before each optimizer step.
+        finish_epoch (`Callable`):
+            Function called on all ranks after each epoch, with whether training has had a batch.
     """
 
     def __init__(
@@ -32,19 +34,22 @@ class ScheduleCallback(TrainerCallback):
         schedule: KnobSchedule | None,
         begin_training: Callable[[bool], None],
         finish_step: Callable[[], None],
+        finish_epoch: Callable[[bool], None],
     ) -> None:
         self.beta = beta
         self.schedules = [beta] if schedule is None or schedule is beta else [beta, schedule]
         self.begin_training = begin_training
         self.finish_step = finish_step
+        self.finish_epoch = finish_epoch
         self._is_first_epoch = True
+        self._has_batches = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the knobs to their initial values, unless training resumes, and call `begin_training`."""
         self._is_first_epoch = True
-        is_resumed = state.global_step > 0
+        is_resumed = self._has_batches = state.global_step > 0
         if not is_resumed:
             for schedule in self.schedules:
                 schedule.begin_training()
@@ -59,6 +64,18 @@ class ScheduleCallback(TrainerCallback):
         while self.beta.epoch < begun:
             for schedule in self.schedules:
                 schedule.reset()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note that there is a batch."""
+        self._has_batches = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Call `finish_epoch`."""
+        self.finish_epoch(self._has_batches)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

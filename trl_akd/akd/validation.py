@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
@@ -242,15 +242,24 @@ def _check_device(device: Any) -> None:
         ) from None
 
 
+def check_rows(datasets: Mapping[str, Any]) -> None:
+    """Refuse datasets and streams without rows."""
+    for name, dataset in datasets.items():
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(f"the {name} dataset is empty; give at least one row.")
+        if isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None:
+            raise ValueError(
+                f"the {name} dataset is a stream without rows; check the files or the split it reads, and its filters."
+            )
+
+
 def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
-    """Refuse empty datasets and datasets whose columns fit no supported format.
+    """Refuse datasets whose columns fit no supported format.
 
     Prompts without completions are enough for training only, since evaluation reads completions.
     """
     for name, dataset in datasets.items():
         if isinstance(dataset, Dataset):
-            if len(dataset) == 0:
-                raise ValueError(f"the {name} dataset is empty; give at least one row.")
             suffices = args.prompts_suffice and name == "train"
             detect_format(dataset.column_names, text_field=args.dataset_text_field, allow_prompt_only=suffices)
 

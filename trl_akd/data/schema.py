@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -263,12 +264,16 @@ def read_template_inputs(row: Mapping[str, Any], index: int) -> dict[str, Any]:
 def read_tokens(row: Mapping[str, Any], index: int) -> tuple[list[int], list[int]]:
     """Return `input_ids` and `labels` of row number `index` of a tokenized dataset.
 
+    Tokens that an `attention_mask` excludes, such as padding, are left out.
+
     Raises:
         ValueError: If one is not a list of integers, their lengths differ, or a label is neither -100 nor the token at
             its position (labels are not shifted here; the loss shifts them).
     """
-    columns = []
-    for column in REQUIRED_COLUMNS["tokenized"]:
+    columns, names = [], list(REQUIRED_COLUMNS["tokenized"])
+    if row.get("attention_mask") is not None:
+        names.append("attention_mask")
+    for column in names:
         values = row[column]
         if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
             raise ValueError(
@@ -276,11 +281,15 @@ def read_tokens(row: Mapping[str, Any], index: int) -> tuple[list[int], list[int
                 "row or tokenize it again."
             )
         columns.append(values)
-    input_ids, labels = columns
-    if len(input_ids) != len(labels):
+    if len(set(map(len, columns))) > 1:
+        counts = [f"{len(values)} {column}" for column, values in zip(names, columns, strict=True)]
         raise ValueError(
-            f"Row {index} has {len(input_ids)} input_ids and {len(labels)} labels; both must have one entry per token."
+            f"Row {index} has {', '.join(counts[:-1])} and {counts[-1]}; all must have one entry per token."
         )
+    if len(columns) == 3:
+        *columns, mask = columns
+        columns = [list(compress(values, mask)) for values in columns]
+    input_ids, labels = columns
     for position, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
         if label not in (IGNORE_INDEX, token):
             raise ValueError(

@@ -9,15 +9,17 @@ Three rules hold for every row that is kept:
   does not learn to stop there.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import pack_dataset
 
@@ -36,7 +38,15 @@ from .schema import (
 )
 from .templates import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
-__all__ = ["PROMPT_COLUMN", "TokenizationReport", "pack", "prepare_dataset", "tokenize_dataset", "tokenize_stream"]
+__all__ = [
+    "PROMPT_COLUMN",
+    "StreamCounts",
+    "TokenizationReport",
+    "pack",
+    "prepare_dataset",
+    "tokenize_dataset",
+    "tokenize_stream",
+]
 
 TOKEN_COLUMNS = ["input_ids", "labels"]
 PROMPT_COLUMN = "prompt_ids"
@@ -115,6 +125,39 @@ class TokenizationReport:
         )
 
 
+class StreamCounts:
+    """Counts of the rows read from a stream, in memory that the workers of a data loader share with its process."""
+
+    def __init__(self) -> None:
+        # One row per worker, since their additions are not atomic, and the first for the process itself.
+        self._counts = torch.zeros(_MOST_WORKERS + 1, len(_Outcome) + 1, dtype=torch.int64)
+        self._counts.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the same counts, as copies of a stream read the same rows."""
+        return self
+
+    def keeps(self, outcome: int, rerendered: bool) -> bool:
+        """Count a row, and return whether it is kept."""
+        worker = get_worker_info()
+        counts = self._counts[0 if worker is None else 1 + worker.id % _MOST_WORKERS]
+        counts[outcome] += 1
+        counts[-1] += rerendered
+        return _is_kept(outcome)
+
+    def clear(self) -> None:
+        """Begin with 0 again."""
+        self._counts.zero_()
+
+    def report(self) -> TokenizationReport:
+        """Return the counts of the rows read so far."""
+        *outcomes, rerendered = self._counts.sum(dim=0).tolist()
+        return _report(outcomes, rerendered)
+
+
+_MOST_WORKERS = 63
+
+
 def prepare_dataset(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -126,7 +169,7 @@ def prepare_dataset(
     name: str = "train",
     kept_columns: Collection[str] = (),
     **options: Any,
-) -> tuple[Dataset | IterableDataset, TokenizationReport | None]:
+) -> tuple[Dataset | IterableDataset, TokenizationReport | StreamCounts | None]:
     """Tokenize a dataset and, if requested, shuffle and pack it.
 
     Args:
@@ -146,20 +189,21 @@ def prepare_dataset(
             As in [`tokenize_dataset`].
 
     Returns:
-        The rows, and the counts (`None` for a stream and for rows that were packed already).
+        The rows, and the counts, which for a stream grow as it is read (`None` for rows that were packed already).
 
     Raises:
         ValueError: As in [`tokenize_dataset`] and [`pack`], or if a stream is to be packed.
     """
     if "seq_lengths" in (dataset.column_names or ()):
         return dataset, None
-    report = None
+    report: TokenizationReport | StreamCounts
     if isinstance(dataset, IterableDataset):
         if packing:
             raise ValueError(
                 f"`packing` is on, but the {name} dataset is a stream; set packing=False or streaming=False."
             )
-        dataset = tokenize_stream(dataset, tokenizer, max_length=max_length, **options)
+        report = StreamCounts()
+        dataset = tokenize_stream(dataset, tokenizer, max_length=max_length, counts=report, **options)
     else:
         dataset, report = tokenize_dataset(
             dataset,
@@ -264,8 +308,11 @@ def tokenize_stream(
     text_field: str = "text",
     with_prompts: bool = False,
     allow_prompt_only: bool = False,
+    counts: StreamCounts | None = None,
 ) -> IterableDataset:
     """Tokenize a stream lazily, by the rules and with the arguments of [`tokenize_dataset`].
+
+    The rows that are read, kept or dropped, are added to `counts`.
 
     Returns:
         `IterableDataset`: Rows of `input_ids` and `labels`, and `prompt_ids` if requested.
@@ -283,7 +330,9 @@ def tokenize_stream(
         remove_columns=column_names,
         features=_FEATURES,
     )
-    return mapped.filter(_is_kept, input_columns="outcome").select_columns(_token_columns(with_prompts))
+    counts = StreamCounts() if counts is None else counts
+    kept = mapped.filter(counts.keeps, input_columns=["outcome", "rerendered"])
+    return kept.select_columns(_token_columns(with_prompts))
 
 
 def _token_columns(with_prompts: bool) -> list[str]:
@@ -333,7 +382,7 @@ class _BatchTokenizer:
     with_prompts: bool
     allow_prompt_only: bool
     # The cache key covers these fields but not the source code: increment the version when the output changes.
-    version: int = 3
+    version: int = 4
 
     @classmethod
     def create(
@@ -480,8 +529,12 @@ def _is_kept(outcome: int) -> bool:
 
 
 def _count(outcomes: NDArray[np.int8], rerendered: int) -> TokenizationReport:
-    kept, truncated, too_long, empty = (int(np.sum(outcomes == outcome)) for outcome in _Outcome)
-    return TokenizationReport(len(outcomes), kept + truncated, truncated, too_long, empty, rerendered)
+    return _report([int(np.sum(outcomes == outcome)) for outcome in _Outcome], rerendered)
+
+
+def _report(counts: Sequence[int], rerendered: int) -> TokenizationReport:
+    kept, truncated, too_long, empty = counts
+    return TokenizationReport(sum(counts), kept + truncated, truncated, too_long, empty, rerendered)
 
 
 def _nothing_kept(

@@ -77,7 +77,7 @@ _OWN_CHANGE = re.compile(
 """Words by which a judge changes a score in its own voice."""
 _CONDITION = re.compile(r"^\W*(?:if|had|were|once|unless|when|as soon as)\b", re.IGNORECASE)
 _WOULD_CHANGE = re.compile(rf"\bI(?: would|['\u2019]d)(?: \w+)?? {_CHANGING}\b", re.IGNORECASE)
-_NOT_GIVEN = re.compile(
+_HYPOTHETICAL = re.compile(
     r"\b(?:would|could|might|can|may|consider(?:ed|ing)|tempted|inclined|hesitated|thought (?:of|about)|argue)\b"
     r"|\b(?:by|for|about) \w+ing\b|(?<!\bhave)(?<!\bneed)(?<!\bwant)(?<!\blike)(?<!\bdecided)(?<!\bgoing) to (?:raise"
     r"|lift|bring|get|improve|increase|reach|lower|reduce|change|make|set|move|push|drop)\b|^\W*to (?!be\b)[a-z]+\b"
@@ -142,6 +142,10 @@ _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|or|about|roughly|probably|between|might|could)\b|[?~\u2248]|[0-9][ ]?[-\u2013][ ]?[0-9]",
     re.IGNORECASE,
 )
+_EXPLANATION = re.compile(
+    r"analys|reason|justif|rationale|expla|thought|strength|weakness|feedback|suggest|improve|summary|分析|理由|说明",
+    re.I,
+)
 
 
 @dataclass
@@ -155,6 +159,7 @@ class Block:
     prose: bool = False  # scores in sentences
     scores: dict[int, float | Refusal] = field(default_factory=dict)  # by rule, or the reason for which there is none
     total: float | None = None  # as the judge gives it
+    analysis: list[str] = field(default_factory=list)  # texts of a JSON object before its scores, or that explain them
     remarks: list[str] = field(default_factory=list)  # other texts of a JSON object
 
     @property
@@ -187,7 +192,7 @@ def amendment(line: str, scores: Mapping[int, float]) -> dict[int, float] | str 
         if _is_unclear(sentence, is_correction and bool(references)):
             return sentence
         is_own = _OWN_CHANGE.search(sentence) is not None
-        if not is_own and (_CONDITION.search(sentence) or _NOT_GIVEN.search(sentence)):
+        if not is_own and (_CONDITION.search(sentence) or _HYPOTHETICAL.search(sentence)):
             continue
         is_report = _REPORTED.search(sentence) is not None
         if not references and _POINTS_CHANGED.search(sentence) and not is_report:
@@ -220,7 +225,7 @@ def _is_unclear(sentence: str, is_correction: bool) -> bool:
         return _CONDITION.search(sentence) is not None and REFERENCE.search(sentence) is not None
     if _BETTER_ANSWER.search(sentence) or _CONDITION.search(sentence):
         return False
-    if _WOULD_CHANGE.search(sentence) or (is_correction and _NOT_GIVEN.search(sentence)):
+    if _WOULD_CHANGE.search(sentence) or (is_correction and _HYPOTHETICAL.search(sentence)):
         return True
     return _UNSURE.search(sentence) is not None and REFERENCE.search(sentence) is not None
 
@@ -524,11 +529,20 @@ def read_json(text: str) -> tuple[list[Block], str]:
         )
         block.total = _json_total(value)
         if isinstance(value, dict):
-            block.remarks = [text for text in value.values() if isinstance(text, str)]
+            _note_texts(block, value)
         blocks.append(block)
         text = text[: match.start()] + re.sub(r"[^\n]", " ", text[match.start() : end]) + text[end:]
         position = end
     return blocks, text
+
+
+def _note_texts(block: Block, value: Mapping[Any, Any]) -> None:
+    """Add the texts of a JSON object with scores to a block."""
+    after_scores = False
+    for key, item in value.items():
+        after_scores = after_scores or rule_of_key(str(key)) is not None or isinstance(item, dict | list)
+        if isinstance(item, str):
+            (block.remarks if after_scores and not _EXPLANATION.search(str(key)) else block.analysis).append(item)
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from .markup import plain_text
@@ -142,6 +143,16 @@ _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|or|about|roughly|probably|between|might|could)\b|[?~\u2248]|[0-9][ ]?[-\u2013][ ]?[0-9]",
     re.IGNORECASE,
 )
+_SCORE_FIRST = re.compile(
+    rf"[(\[]?[ ]*(?P<score>{QUANTITY})(?:[ ]*/[ ]*(?P<scale>{QUANTITY}))?(?:[ ]*{UNIT})?[ ]*"
+    r"(?:[)\]][ ]*(?::|[\u2013\u2014-]+)?|:|[\u2013\u2014-]+)[ ]+(?P<name>[^\W\d_]+(?:[ ][^\W\d_]+){0,3})",
+    re.IGNORECASE,
+)
+_CSV_HEAD = re.compile(
+    r"[ ]*(?:rules?|criteri(?:on|a)|names?|categor(?:y|ies)|items?|#)[ ]*"
+    rf"(?P<separator>[\t;,])(?:[^\t;,]*(?P=separator))*?[ ]*{SCORE_WORD}[ ]*(?:$|(?P=separator))",
+    re.IGNORECASE,
+)
 _EXPLANATION = re.compile(
     r"analys|reason|justif|rationale|expla|thought|strength|weakness|feedback|suggest|improve|summary|分析|理由|说明",
     re.I,
@@ -239,6 +250,7 @@ class Lines:
         self._block: Block | None = None
         self._pending: int | None = None
         self._columns: list[str] | None = None
+        self._separator = "|"
         self._above = ""
 
     def blocks(self) -> list[Block]:
@@ -280,6 +292,10 @@ class Lines:
         has_scores = self._block is not None and bool(self._block.scores)
         if self._in_scores(number) and not has_scores and (values := self._bare_values(number, line)):
             self._enter_all(number, values)
+            return True
+        if self._in_scores(number) and not has_scores and (named := self._scores_before_names(number)):
+            for rule, score in named.items():
+                self._enter(number, rule, score)
             return True
         if self._block is not None and self._block.complete and amendment(line, self._block.numbers) is not None:
             return False
@@ -392,12 +408,14 @@ class Lines:
 
     def _is_row(self, number: int, line: str) -> bool:
         """Read a line of a table, and return whether it is one."""
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = self._cells(line)
         if len(cells) < 2 or all(_LABELED.fullmatch(cell) for cell in cells):
             return False
         rules = [self._rule_of(cell) for cell in cells]
         is_head = len(list(filter(None, rules))) >= len(RULES) or _score_column(cells) is not None
         if self._columns is None and not is_head and not line.lstrip().startswith("|") and rules[0] is None:
+            return False
+        if self._columns is not None and len(cells) > len(self._columns) and self._separator != "|":
             return False
         if all(not cell.strip("-: ") for cell in cells):
             return True
@@ -420,6 +438,17 @@ class Lines:
             return True
         return self._read_row(number, cells, rules)
 
+    def _cells(self, line: str) -> list[str]:
+        """Return the cells of a line of a table: in Markdown, or separated as those of its header in CSV or TSV."""
+        if self._columns is None:
+            head = _CSV_HEAD.match(line)
+            self._separator = head["separator"] if head else "|"
+        if self._separator == "|":
+            return [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = [cell.strip() for cell in line.split(self._separator)]
+        columns = self._columns or cells
+        return cells if _score_column(columns) == len(columns) - 1 else cells[: len(columns)]
+
     def _read_row(self, number: int, cells: Sequence[str], rules: Sequence[int | None]) -> bool:
         column = _score_column(self._columns or [])
         named = next((rule for cell, rule in zip(cells, rules, strict=True) if rule and rule_of_name(cell)), None)
@@ -432,7 +461,8 @@ class Lines:
         if rule is None:
             return column is not None
         if column is not None and column < len(cells):
-            self._enter(number, rule, read_cell(rule, cells[column]))
+            is_cut = self._separator == "," and re.fullmatch(r"[05]0?", "".join(cells[column + 1 : column + 2]))
+            self._enter(number, rule, "not_a_number" if is_cut else read_cell(rule, cells[column]))
             return True
         others = [cell for position, cell in enumerate(cells) if not (position == 0 or rules[position])]
         scores = [score for cell in others if (score := read_value(rule, cell)) is not None]
@@ -444,13 +474,29 @@ class Lines:
         """Return five scores without labels: on this line, or on this one and the next four."""
         if found := _BARE_LIST.fullmatch(line):
             return split_numbers(found["values"])
-        following = [
-            _BULLET.sub("", text, count=1).strip() for text in self._lines[number : number + 12] if text.strip()
-        ]
-        values = [re.fullmatch(rf"({QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following[: len(RULES)]]
+        following = self._next_lines(number)
+        values = [re.fullmatch(rf"({QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following]
         if len(values) < len(RULES) or not all(values):
             return None
         return [to_number(value[1]) for value in values if value]
+
+    def _scores_before_names(self, number: int) -> dict[int, float | Refusal] | None:
+        """Return the scores of five lines such as `(2/2) Basic functionality`."""
+        found = [_SCORE_FIRST.fullmatch(text) for text in self._next_lines(number)]
+        scores = {
+            rule: checked_score(rule, match["score"], match["scale"])
+            for match in found
+            if match is not None and (rule := rule_of_name(match["name"])) is not None
+        }
+        is_numbering = [match["score"] for match in found if match is not None] == list(map(str, RULE_NUMBERS))
+        return scores if len(scores) == len(RULES) and not is_numbering else None
+
+    def _next_lines(self, number: int) -> list[str]:
+        """Return the next lines without bullets, as many as there are rules."""
+        following = (
+            _BULLET.sub("", text, count=1).strip() for text in self._lines[number : number + 12] if text.strip()
+        )
+        return list(islice(following, len(RULES)))
 
     def _closing_values(self, number: int) -> list[float] | None:
         """Return the last five lines of the text if they are numbers."""
@@ -505,6 +551,8 @@ def _score_column(cells: Sequence[str]) -> int | None:
         and not re.search(r"[0-9]|max|weight|possible|available|full|满分|worth", cell, re.I)
         and not rule_of_name(cell)
     ]
+    if len(found) > 1:  # "Notes" may be remarks or, in French, scores
+        found = [number for number in found if cells[number].casefold() not in ("note", "notes")]
     final = [number for number in found if FINAL.search(cells[number])]
     return final[-1] if final else found[0] if len(found) == 1 else None
 

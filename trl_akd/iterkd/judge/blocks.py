@@ -65,25 +65,30 @@ _CORRECTION = re.compile(
 )
 """Words by which a judge introduces a correction."""
 _CHANGING = (
-    r"(?:chang|lower|rais|reduc|adjust|updat|revis|amend|increas|decreas|downgrad|upgrad|correct|deduct|mak|set|drop"
-    r"|bump|cut)(?:e|es|p?ing|ting|s)?"
+    r"(?:chang|lower|rais(?!\w* (?:an? )?\w*(?:error|exception))|reduc|adjust|updat|revis|amend|increas|decreas"
+    r"|downgrad|upgrad|correct|deduct|mak|set|drop|bump|cut)(?:e|es|p?ing|ting|s)?"
 )
 _OWN_CHANGE = re.compile(
     r"\bI(?:['\u2019](?:ll|m))?[ ](?:(?:now|therefore|thus|hence|hereby|also|then|still|will|shall|must|am|have|need"
-    rf"|want|decided|going|to)[ ])*{_CHANGING}\b|\bshould[ ](?:(?:now|rather|really|instead|only|therefore)[ ])*"
-    r"(?:be|get|receive)[ ](?:(?:only|at|to|an?|changed|lowered|raised|reduced|set)[ ])*"
+    rf"|want|decided|going|to)[ ])*{_CHANGING}\b"
+    rf"|{REFERENCE.pattern}(?:[ ]*\([^()]*\))?[ ](?:therefore[ ])?should[ ](?:(?:now|rather|really|actually|instead"
+    rf"|only"
+    r"|therefore)[ ])*(?:be|get|receive)[ ](?:(?:only|at|to|an?|changed|lowered|raised|reduced|set)[ ])*"
     r"(?:[0-9.]+|half|zero|one|two)(?![\w-])",
     re.IGNORECASE,
 )
 """Words by which a judge changes a score in its own voice."""
-_CONDITION = re.compile(r"^\W*(?:if|had|were|once|unless|when|as soon as)\b", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"^\W*(?:if|had|were|once|unless|when|as soon as)\b(?!.*\b(?:so|hence|thus|therefore)\b)", re.IGNORECASE
+)
 _WOULD_CHANGE = re.compile(rf"\bI(?: would|['\u2019]d)(?: \w+)?? {_CHANGING}\b", re.IGNORECASE)
 _HYPOTHETICAL = re.compile(
-    r"\b(?:would|could|might|can|may|consider(?:ed|ing)|tempted|inclined|hesitated|thought (?:of|about)|argue)\b"
+    r"\b(?:would|could|might|can|may|consider(?:ed|ing)|tempted|inclined|hesitated|I thought (?:of|about)|argue)\b"
     r"|\b(?:by|for|about) \w+ing\b|(?<!\bhave)(?<!\bneed)(?<!\bwant)(?<!\blike)(?<!\bdecided)(?<!\bgoing) to (?:raise"
     r"|lift|bring|get|improve|increase|reach|lower|reduce|change|make|set|move|push|drop)\b|^\W*to (?!be\b)[a-z]+\b"
     r"|^\W*(?:\w+ ){0,2}(?:suggest\w*|improvements?|advice|hints?|tips?|recommend\w*|next steps?|todo)\b"
-    rf"|(?:\b(?:not|never)|n['\u2019]t) (?:\w+ )?{_CHANGING}(?:d|ed|red)?\b|^\W*(?!{_CHANGING}\b)[a-z]+ing\b",
+    rf"|(?:\b(?:not|never)|n['\u2019]t) (?:\w+ )?{_CHANGING}(?:d|ed|red)?\b|^\W*(?!(?:{_CHANGING}|having|looking"
+    rf"|thinking|considering)\b)[a-z]+ing\b",
     re.IGNORECASE,
 )
 """Words about scores of a better answer, or considered and rejected."""
@@ -95,8 +100,8 @@ _REPORTED = re.compile(
 )
 """Words by which a judge explains a score, such as "was reduced"."""
 _REQUESTED = re.compile(
-    rf"\b(?:{_CHANGING}|tak(?:e|ing) (?:off|away)|instead(?! of)|should have been|(?:should|must|has to|have to"
-    r"|needs? to|ought to) be)\b",
+    rf"\b(?:{_CHANGING}|tak(?:e|ing) (?:off|away)|instead(?! of)|deserves?|worth|should have been"
+    r"|(?:should|must|has to|have to|needs? to|ought to) be)\b",
     re.IGNORECASE,
 )
 _LEADING_CHANGE = re.compile(rf"^\W*(?:please\W+)?{_CHANGING}\b", re.IGNORECASE)
@@ -105,15 +110,16 @@ _POINTS_CHANGED = re.compile(
 )
 _UNSURE = re.compile(
     r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|not be|maybe|perhaps|possibly"
-    r"|arguably)\b.*(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
+    r"|arguably)\b.*(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)"
+    rf"|{REFERENCE.pattern}[ ](?:is|was|seems|looks)[ ](?:\w+[ ])?too[ ](?:high|low|generous|lenient|harsh|strict)\b",
     re.IGNORECASE,
 )
-_BETTER_ANSWER = re.compile(r"\b(?:by \w+ing|with (?:an?|some|more|better|proper))\b", re.IGNORECASE)
+_BETTER_ANSWER = re.compile(r"^\W*with\b|\b(?:by \w+ing|with (?:an?|some|more|better|proper))\b", re.IGNORECASE)
 _LESS = re.compile(r"\b(?:lower|higher|less|more|fewer|worse|better|reduced|increased|raised|lowered)\b[ .!]*$", re.I)
 _SPECIFIED = re.compile(rf"\b(?:points?|scores?)\b|\bby[ ]+{AMOUNT}\b|[0-9]", re.IGNORECASE)
 _NEW_VALUE = re.compile(
-    r"(?:\b(?:to|be|is|becomes?|gets?|got|receives?|deserves?|at|was)\b|\bas\b(?=[ ][0-9])|[:=]|->|→|改为|为)[ ]*"
-    rf"(?:{QUANTITY}[ ]*(?:->|→|=>|to\b)[ ]*)?(?:(?:only|an?)[ ])*(?P<value>{QUANTITY}|zero|half|one|two"
+    r"(?:\b(?:to|be|is|becomes?|gets?|got|receives?|deserves?|worth|at|was)\b|\bas\b(?=[ ][0-9])|[:=]|->|→|改为|为)"
+    rf"[ ]*(?:{QUANTITY}[ ]*(?:->|→|=>|to\b)[ ]*)?(?:(?:only|an?)[ ])*(?P<value>{QUANTITY}|zero|half|one|two"
     r"|no(?=[ ]points?))(?![\w-]|[ ](?:points?[ ])?(?:too|lower|higher|less|more|off)\b)",
     re.IGNORECASE,
 )

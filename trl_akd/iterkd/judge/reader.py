@@ -210,10 +210,10 @@ def parse_judgement(text: str, *, truncated: bool = False) -> Judgement | Unjudg
 
     The five scores may be in JSON, lines, a list, a table or sentences, with the numbers or the names of the rules, in
     any order, with or without a heading. `2/2`, `2 out of 2`, `two points`, `full marks`, full-width digits, labels in
-    other languages and remarks after a score are recognized. The judge's own corrections (`Actually, rule 2     should
-    be 0`, `2 -> 0`, a block of final scores) replace what they correct. Thoughts, quotations, drafts, advice and
-    fenced code after the scores are ignored.     Ambiguous scores are refused: ranges, contradictory judgements, wrong
-    totals, scores that the judge withdraws.
+    other languages and remarks after a score are recognized. The judge's own corrections (`2 -> 0`, `Actually, rule 2
+    should be 0`, a block of final scores) replace what they correct. Thoughts, quotations, drafts, advice and fenced
+    code after the scores are ignored. Ambiguous scores are refused: ranges, contradictory judgements, wrong totals,
+    scores that the judge withdraws.
 
     Args:
         text (`str`):

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from .markup import plain_text
@@ -64,25 +65,30 @@ _CORRECTION = re.compile(
 )
 """Words by which a judge introduces a correction."""
 _CHANGING = (
-    r"(?:chang|lower|rais|reduc|adjust|updat|revis|amend|increas|decreas|downgrad|upgrad|correct|deduct|mak|set|drop"
-    r"|bump|cut)(?:e|es|p?ing|ting|s)?"
+    r"(?:chang|lower|rais(?!\w* (?:an? )?\w*(?:error|exception))|reduc|adjust|updat|revis|amend|increas|decreas"
+    r"|downgrad|upgrad|correct|deduct|mak|set|drop|bump|cut)(?:e|es|p?ing|ting|s)?"
 )
 _OWN_CHANGE = re.compile(
     r"\bI(?:['\u2019](?:ll|m))?[ ](?:(?:now|therefore|thus|hence|hereby|also|then|still|will|shall|must|am|have|need"
-    rf"|want|decided|going|to)[ ])*{_CHANGING}\b|\bshould[ ](?:(?:now|rather|really|instead|only|therefore)[ ])*"
-    r"(?:be|get|receive)[ ](?:(?:only|at|to|an?|changed|lowered|raised|reduced|set)[ ])*"
+    rf"|want|decided|going|to)[ ])*{_CHANGING}\b"
+    rf"|{REFERENCE.pattern}(?:[ ]*\([^()]*\))?[ ](?:therefore[ ])?should[ ](?:(?:now|rather|really|actually|instead"
+    rf"|only"
+    r"|therefore)[ ])*(?:be|get|receive)[ ](?:(?:only|at|to|an?|changed|lowered|raised|reduced|set)[ ])*"
     r"(?:[0-9.]+|half|zero|one|two)(?![\w-])",
     re.IGNORECASE,
 )
 """Words by which a judge changes a score in its own voice."""
-_CONDITION = re.compile(r"^\W*(?:if|had|were|once|unless|when|as soon as)\b", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"^\W*(?:if|had|were|once|unless|when|as soon as)\b(?!.*\b(?:so|hence|thus|therefore)\b)", re.IGNORECASE
+)
 _WOULD_CHANGE = re.compile(rf"\bI(?: would|['\u2019]d)(?: \w+)?? {_CHANGING}\b", re.IGNORECASE)
-_NOT_GIVEN = re.compile(
-    r"\b(?:would|could|might|can|may|consider(?:ed|ing)|tempted|inclined|hesitated|thought (?:of|about)|argue)\b"
+_HYPOTHETICAL = re.compile(
+    r"\b(?:would|could|might|can|may|consider(?:ed|ing)|tempted|inclined|hesitated|I thought (?:of|about)|argue)\b"
     r"|\b(?:by|for|about) \w+ing\b|(?<!\bhave)(?<!\bneed)(?<!\bwant)(?<!\blike)(?<!\bdecided)(?<!\bgoing) to (?:raise"
     r"|lift|bring|get|improve|increase|reach|lower|reduce|change|make|set|move|push|drop)\b|^\W*to (?!be\b)[a-z]+\b"
     r"|^\W*(?:\w+ ){0,2}(?:suggest\w*|improvements?|advice|hints?|tips?|recommend\w*|next steps?|todo)\b"
-    rf"|(?:\b(?:not|never)|n['\u2019]t) (?:\w+ )?{_CHANGING}(?:d|ed|red)?\b|^\W*(?!{_CHANGING}\b)[a-z]+ing\b",
+    rf"|(?:\b(?:not|never)|n['\u2019]t) (?:\w+ )?{_CHANGING}(?:d|ed|red)?\b|^\W*(?!(?:{_CHANGING}|having|looking"
+    rf"|thinking|considering)\b)[a-z]+ing\b",
     re.IGNORECASE,
 )
 """Words about scores of a better answer, or considered and rejected."""
@@ -94,8 +100,8 @@ _REPORTED = re.compile(
 )
 """Words by which a judge explains a score, such as "was reduced"."""
 _REQUESTED = re.compile(
-    rf"\b(?:{_CHANGING}|tak(?:e|ing) (?:off|away)|instead(?! of)|should have been|(?:should|must|has to|have to"
-    r"|needs? to|ought to) be)\b",
+    rf"\b(?:{_CHANGING}|tak(?:e|ing) (?:off|away)|instead(?! of)|deserves?|worth|should have been"
+    r"|(?:should|must|has to|have to|needs? to|ought to) be)\b",
     re.IGNORECASE,
 )
 _LEADING_CHANGE = re.compile(rf"^\W*(?:please\W+)?{_CHANGING}\b", re.IGNORECASE)
@@ -104,15 +110,16 @@ _POINTS_CHANGED = re.compile(
 )
 _UNSURE = re.compile(
     r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|not be|maybe|perhaps|possibly"
-    r"|arguably)\b.*(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
+    r"|arguably)\b.*(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)"
+    rf"|{REFERENCE.pattern}[ ](?:is|was|seems|looks)[ ](?:\w+[ ])?too[ ](?:high|low|generous|lenient|harsh|strict)\b",
     re.IGNORECASE,
 )
-_BETTER_ANSWER = re.compile(r"\b(?:by \w+ing|with (?:an?|some|more|better|proper))\b", re.IGNORECASE)
+_BETTER_ANSWER = re.compile(r"^\W*with\b|\b(?:by \w+ing|with (?:an?|some|more|better|proper))\b", re.IGNORECASE)
 _LESS = re.compile(r"\b(?:lower|higher|less|more|fewer|worse|better|reduced|increased|raised|lowered)\b[ .!]*$", re.I)
 _SPECIFIED = re.compile(rf"\b(?:points?|scores?)\b|\bby[ ]+{AMOUNT}\b|[0-9]", re.IGNORECASE)
 _NEW_VALUE = re.compile(
-    r"(?:\b(?:to|be|is|becomes?|gets?|got|receives?|deserves?|at|was)\b|\bas\b(?=[ ][0-9])|[:=]|->|→|改为|为)[ ]*"
-    rf"(?:{QUANTITY}[ ]*(?:->|→|=>|to\b)[ ]*)?(?:(?:only|an?)[ ])*(?P<value>{QUANTITY}|zero|half|one|two"
+    r"(?:\b(?:to|be|is|becomes?|gets?|got|receives?|deserves?|worth|at|was)\b|\bas\b(?=[ ][0-9])|[:=]|->|→|改为|为)"
+    rf"[ ]*(?:{QUANTITY}[ ]*(?:->|→|=>|to\b)[ ]*)?(?:(?:only|an?)[ ])*(?P<value>{QUANTITY}|zero|half|one|two"
     r"|no(?=[ ]points?))(?![\w-]|[ ](?:points?[ ])?(?:too|lower|higher|less|more|off)\b)",
     re.IGNORECASE,
 )
@@ -142,6 +149,20 @@ _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|or|about|roughly|probably|between|might|could)\b|[?~\u2248]|[0-9][ ]?[-\u2013][ ]?[0-9]",
     re.IGNORECASE,
 )
+_SCORE_FIRST = re.compile(
+    rf"[(\[]?[ ]*(?P<score>{QUANTITY})(?:[ ]*/[ ]*(?P<scale>{QUANTITY}))?(?:[ ]*{UNIT})?[ ]*"
+    r"(?:[)\]][ ]*(?::|[\u2013\u2014-]+)?|:|[\u2013\u2014-]+)[ ]+(?P<name>[^\W\d_]+(?:[ ][^\W\d_]+){0,3})",
+    re.IGNORECASE,
+)
+_CSV_HEAD = re.compile(
+    r"[ ]*(?:rules?|criteri(?:on|a)|names?|categor(?:y|ies)|items?|#)[ ]*"
+    rf"(?P<separator>[\t;,])(?:[^\t;,]*(?P=separator))*?[ ]*{SCORE_WORD}[ ]*(?:$|(?P=separator))",
+    re.IGNORECASE,
+)
+_EXPLANATION = re.compile(
+    r"analys|reason|justif|rationale|expla|thought|strength|weakness|feedback|suggest|improve|summary|分析|理由|说明",
+    re.I,
+)
 
 
 @dataclass
@@ -155,6 +176,7 @@ class Block:
     prose: bool = False  # scores in sentences
     scores: dict[int, float | Refusal] = field(default_factory=dict)  # by rule, or the reason for which there is none
     total: float | None = None  # as the judge gives it
+    analysis: list[str] = field(default_factory=list)  # texts of a JSON object before its scores, or that explain them
     remarks: list[str] = field(default_factory=list)  # other texts of a JSON object
 
     @property
@@ -187,7 +209,7 @@ def amendment(line: str, scores: Mapping[int, float]) -> dict[int, float] | str 
         if _is_unclear(sentence, is_correction and bool(references)):
             return sentence
         is_own = _OWN_CHANGE.search(sentence) is not None
-        if not is_own and (_CONDITION.search(sentence) or _NOT_GIVEN.search(sentence)):
+        if not is_own and (_CONDITION.search(sentence) or _HYPOTHETICAL.search(sentence)):
             continue
         is_report = _REPORTED.search(sentence) is not None
         if not references and _POINTS_CHANGED.search(sentence) and not is_report:
@@ -220,7 +242,7 @@ def _is_unclear(sentence: str, is_correction: bool) -> bool:
         return _CONDITION.search(sentence) is not None and REFERENCE.search(sentence) is not None
     if _BETTER_ANSWER.search(sentence) or _CONDITION.search(sentence):
         return False
-    if _WOULD_CHANGE.search(sentence) or (is_correction and _NOT_GIVEN.search(sentence)):
+    if _WOULD_CHANGE.search(sentence) or (is_correction and _HYPOTHETICAL.search(sentence)):
         return True
     return _UNSURE.search(sentence) is not None and REFERENCE.search(sentence) is not None
 
@@ -234,6 +256,7 @@ class Lines:
         self._block: Block | None = None
         self._pending: int | None = None
         self._columns: list[str] | None = None
+        self._separator = "|"
         self._above = ""
 
     def blocks(self) -> list[Block]:
@@ -275,6 +298,10 @@ class Lines:
         has_scores = self._block is not None and bool(self._block.scores)
         if self._in_scores(number) and not has_scores and (values := self._bare_values(number, line)):
             self._enter_all(number, values)
+            return True
+        if self._in_scores(number) and not has_scores and (named := self._scores_before_names(number)):
+            for rule, score in named.items():
+                self._enter(number, rule, score)
             return True
         if self._block is not None and self._block.complete and amendment(line, self._block.numbers) is not None:
             return False
@@ -387,12 +414,14 @@ class Lines:
 
     def _is_row(self, number: int, line: str) -> bool:
         """Read a line of a table, and return whether it is one."""
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = self._cells(line)
         if len(cells) < 2 or all(_LABELED.fullmatch(cell) for cell in cells):
             return False
         rules = [self._rule_of(cell) for cell in cells]
         is_head = len(list(filter(None, rules))) >= len(RULES) or _score_column(cells) is not None
         if self._columns is None and not is_head and not line.lstrip().startswith("|") and rules[0] is None:
+            return False
+        if self._columns is not None and len(cells) > len(self._columns) and self._separator != "|":
             return False
         if all(not cell.strip("-: ") for cell in cells):
             return True
@@ -415,6 +444,17 @@ class Lines:
             return True
         return self._read_row(number, cells, rules)
 
+    def _cells(self, line: str) -> list[str]:
+        """Return the cells of a line of a table: in Markdown, or separated as those of its header in CSV or TSV."""
+        if self._columns is None:
+            head = _CSV_HEAD.match(line)
+            self._separator = head["separator"] if head else "|"
+        if self._separator == "|":
+            return [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = [cell.strip() for cell in line.split(self._separator)]
+        columns = self._columns or cells
+        return cells if _score_column(columns) == len(columns) - 1 else cells[: len(columns)]
+
     def _read_row(self, number: int, cells: Sequence[str], rules: Sequence[int | None]) -> bool:
         column = _score_column(self._columns or [])
         named = next((rule for cell, rule in zip(cells, rules, strict=True) if rule and rule_of_name(cell)), None)
@@ -427,7 +467,8 @@ class Lines:
         if rule is None:
             return column is not None
         if column is not None and column < len(cells):
-            self._enter(number, rule, read_cell(rule, cells[column]))
+            is_cut = self._separator == "," and re.fullmatch(r"[05]0?", "".join(cells[column + 1 : column + 2]))
+            self._enter(number, rule, "not_a_number" if is_cut else read_cell(rule, cells[column]))
             return True
         others = [cell for position, cell in enumerate(cells) if not (position == 0 or rules[position])]
         scores = [score for cell in others if (score := read_value(rule, cell)) is not None]
@@ -439,13 +480,29 @@ class Lines:
         """Return five scores without labels: on this line, or on this one and the next four."""
         if found := _BARE_LIST.fullmatch(line):
             return split_numbers(found["values"])
-        following = [
-            _BULLET.sub("", text, count=1).strip() for text in self._lines[number : number + 12] if text.strip()
-        ]
-        values = [re.fullmatch(rf"({QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following[: len(RULES)]]
+        following = self._next_lines(number)
+        values = [re.fullmatch(rf"({QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following]
         if len(values) < len(RULES) or not all(values):
             return None
         return [to_number(value[1]) for value in values if value]
+
+    def _scores_before_names(self, number: int) -> dict[int, float | Refusal] | None:
+        """Return the scores of five lines such as `(2/2) Basic functionality`."""
+        found = [_SCORE_FIRST.fullmatch(text) for text in self._next_lines(number)]
+        scores = {
+            rule: checked_score(rule, match["score"], match["scale"])
+            for match in found
+            if match is not None and (rule := rule_of_name(match["name"])) is not None
+        }
+        is_numbering = [match["score"] for match in found if match is not None] == list(map(str, RULE_NUMBERS))
+        return scores if len(scores) == len(RULES) and not is_numbering else None
+
+    def _next_lines(self, number: int) -> list[str]:
+        """Return the next lines without bullets, as many as there are rules."""
+        following = (
+            _BULLET.sub("", text, count=1).strip() for text in self._lines[number : number + 12] if text.strip()
+        )
+        return list(islice(following, len(RULES)))
 
     def _closing_values(self, number: int) -> list[float] | None:
         """Return the last five lines of the text if they are numbers."""
@@ -500,6 +557,8 @@ def _score_column(cells: Sequence[str]) -> int | None:
         and not re.search(r"[0-9]|max|weight|possible|available|full|满分|worth", cell, re.I)
         and not rule_of_name(cell)
     ]
+    if len(found) > 1:  # "Notes" may be remarks or, in French, scores
+        found = [number for number in found if cells[number].casefold() not in ("note", "notes")]
     final = [number for number in found if FINAL.search(cells[number])]
     return final[-1] if final else found[0] if len(found) == 1 else None
 
@@ -524,11 +583,20 @@ def read_json(text: str) -> tuple[list[Block], str]:
         )
         block.total = _json_total(value)
         if isinstance(value, dict):
-            block.remarks = [text for text in value.values() if isinstance(text, str)]
+            _note_texts(block, value)
         blocks.append(block)
         text = text[: match.start()] + re.sub(r"[^\n]", " ", text[match.start() : end]) + text[end:]
         position = end
     return blocks, text
+
+
+def _note_texts(block: Block, value: Mapping[Any, Any]) -> None:
+    """Add the texts of a JSON object with scores to a block."""
+    after_scores = False
+    for key, item in value.items():
+        after_scores = after_scores or rule_of_key(str(key)) is not None or isinstance(item, dict | list)
+        if isinstance(item, str):
+            (block.remarks if after_scores and not _EXPLANATION.search(str(key)) else block.analysis).append(item)
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:

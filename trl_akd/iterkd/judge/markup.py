@@ -29,6 +29,7 @@ _BREAK = re.compile(r"</?(?:li|tr|p|br|div|ol|ul|h[1-6]|table|tbody|thead)\b[^<>
 _LATEX = tuple(
     (re.compile(pattern), plain)
     for pattern, plain in (
+        (r"\\boxed\s*\{([^{}\[\],]*(?:,[^{}\[\],]*){4})\}", r"[\1]"),
         *((r"\\(?:text\w*|math\w+|boxed|fbox|operatorname|emph|underline)\s*\{([^{}]*)\}", r"\1"),) * 4,
         (r"\\(?:begin|end)\{[^{}]*\}(?:\{[^{}]*\})?|\\\\|\\hline|\\item", "\n"),
         (r"\\(?:[,;:! ()\[\]]|q?quad|left|right|rightarrow|to)|\$+|[{}](?=[^{}\"]*$)", " "),

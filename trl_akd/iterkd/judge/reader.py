@@ -19,6 +19,7 @@ __all__ = ["parse_judgement"]
 _MAX_CHARS = 50_000
 _MAX_INTRODUCTION = 160
 _TOLERANCE = 0.01
+_CODE = re.compile(r"[ ]*```[ ]*(?!text|markdown|md|json|ya?ml|xml|csv|plain)[a-z+#]+[0-9]?[ ]*", re.IGNORECASE)
 _ENDS_IN_JSON_VALUE = re.compile(r"\"[ ]*:[ ]*\"?[0-9.]+\Z")
 _LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
 _OWN_WORD = re.compile(
@@ -80,26 +81,36 @@ _UNDERMINED = re.compile(
     r"|scor|judg|grad|trust|endors|agree|believ|stand|mean|confirm|vouch|assess|evaluat|accept|adopt|shar|sure|certain"
     r"|convinced|back|take)|\b(?:my|have|has|with|some|serious|any) doubts?\b|\bnot (?:convinced|sure|certain|final"
     r"|mine|my own)\b|\bI (?:disagree|doubt|reserve|retract|withdraw|take (?:it|that|them|this) back|misread|mixed up"
-    r"|was wrong|made a mistake|overlooked|missed)\b|\b(?:this|that|these|those|they|it|which|scores?|numbers|points"
-    r"|ratings?|the above)\b[^.\n]{0,60}\b(?:what the|claim\w*|asserts?|author\w*|candidate|submitter|student"
-    r"|inject\w*|manipulat\w*|examples?|template|placeholders?|hypothetic\w*|ideal|illustrat\w*|reference|quot\w*"
-    r"|copied|someone|another|other (?:judge|reviewer|model)|previous|draft|random|guess\w*|fabricat\w*|invented"
-    r"|made up|dummy|defaults?|tentative|provisional|preliminary|unverified|assuming|would be|would have|only if"
-    r"|if (?:it|the|this)|were it|had it|not (?:yet )?final)\b|\b(?:far from|falls short of|nowhere near) (?:that|this"
-    r"|it|these|the above)\b|\bas it stands\b|\bin reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b"
-    r"|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection|let me re\w+|scratch that|oh no|oops"
-    r"|no, )\b|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look|look again|double[- ]check|revisit)\b"
-    r"|\b(?:disregard|ignore)\b[^\w\n]*$|^[^\w\n]*(?:update|edit|correction|erratum)\b(?!\W*$)|\b(?:I"
-    r"|we)(?:['\u2019]ll| will| shall| am going to| need to| want to| have to| intend to"
-    r"| plan to)\b[^.\n]{0,30}\b(?:grade|score|rate|judge|evaluate|assess|check|re\w+)\b|\bto be (?:confirmed|revised"
-    r"|determined|continued)\b|\btbd\b|\bpending\b|不是我的|仅供参考|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者"
-    r"|答案|假设)",
+    r"|was wrong|made a mistake|overlooked|missed)\b|\b(?:this|that|these|those|they|scores?|numbers|points|ratings?"
+    r"|the above)(?: \w+)?(?:['\u2019](?:s|re)| is| are| was| were| come| came)"
+    r"(?: (?:just|only|merely|all|mostly|simply|basically|from|by|of|in|as|for|those|the|an?|ones|not|to be|taken"
+    r"|given|supplied|written|meant|provided|nothing|more|than)){0,6} (?:what the|claim\w*|asserts?|author\w*"
+    r"|candidate|submitter|student|inject\w*|manipulat\w*|examples?|template|placeholders?|hypothetic\w*|ideal"
+    r"|illustrat\w*|reference|quot\w*|copied|someone|another|other (?:judge|reviewer|model)|previous|draft|random"
+    r"|guess\w*|fabricat\w*|invented|made up|dummy|defaults?|tentative|provisional|preliminary|unverified)\b"
+    r"|\b(?:these|those|they|scores|points|ratings|the above)\b[^.\n]{0,60}\b(?:assuming|would be|would have been"
+    r"|only if|if (?:it|the|this)|were it|had it|not (?:yet )?final|tentative|provisional|preliminary|unverified"
+    r"|hypothetic\w*)\b|\b(?:they|these|those|scores?|judge?ment)(?: above)? (?:comes?|came|stems?) from\b|\bit(?: is"
+    r"|['\u2019]s)(?: \w+)?? (?:an? )?(?:quot\w+|placeholders?|template|illustration)\b|\b(?:far from|falls short of"
+    r"|nowhere near) (?:that|this|it|these|the above)\b|\bas it stands\b|\bin reality\b|\bthis (?:one|answer"
+    r"|submission) is (?:far|not|nothing)\b|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection"
+    r"|let me re\w+|scratch that|oh no|oops|no, )\b|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look"
+    r"|look again|double[- ]check|revisit)\b|\b(?:disregard|ignore)\b[^\w\n]*$|^[^\w\n]*(?:update|edit|correction"
+    r"|erratum)\b(?!\W*$)|\b(?:I|we)(?:['\u2019]ll| will| shall| am going to| need to| want to| have to| intend to"
+    r"| plan to)\b[^.\n]{0,30}\b(?:grade|score|rate|judge|evaluate|assess|check|re(?:view|visit|vise|read|run|think"
+    r"|consider|do|turn to)\w*)\b|\b(?:let (?:me|us)|let['\u2019]s|I will|I['\u2019]ll|we will|going to|now"
+    r"|next,?)(?: \w+)? (?:apply|go (?:through|over)|examine|look at|analy[sz]e|inspect|evaluate|assess|judge|grade"
+    r"|score)\b|\bapplying (?:this|the|these) (?:rubric|rules|criteria|scale|scheme)\b|\bto be (?:confirmed|revised"
+    r"|determined|continued)\b|\btbd\b|\bpending\b|不是我的|仅供参考|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者|答案|假设)",
     re.IGNORECASE,
 )
 """Sentences that withdraw or qualify scores."""
 _NOT_GIVEN = re.compile(
-    r"\b(?:copied|random(?:ly)?|placeholders?|disclaimers?|yesterday|would have (?:said|given|scored|been)|dummy"
-    r"|made up|arbitrar\w+|(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?)\b",
+    r"\b(?:placeholder|copied|dummy|made[- ]up|arbitrary|random) (?:scores?|ratings?|points|marks|values|judge?ments?)"
+    r"\b|\b(?:scores?|numbers|values|points|ratings?|these|those|they|all)\b(?: \w+)? (?:are"
+    r"|were)(?: \w+){0,3} (?:copied|random(?:ly)?|placeholders?|dummy|made[- ]up|arbitrar\w+)\b|^\W*(?:placeholders?"
+    r"|dummy|random|arbitrary)\b|\bI (?:\w+ )?copied\b|\bdisclaimers?\b|\byesterday\b|\bwould have (?:said|given"
+    r"|been)\b|\b(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?\b",
     re.IGNORECASE,
 )
 """Words about scores that do not result from judging."""
@@ -109,15 +120,26 @@ _COUNTERFACTUAL = re.compile(
     re.IGNORECASE,
 )
 """Sentences about scores of another answer, as where a fault were mended."""
+_PRAISE = re.compile(
+    r"\b(?:no|without(?: any)?|free (?:of|from)|zero)(?: \w+){0,2}? (?:errors?|bugs?|crash\w*|mistakes?|failures?)\b"
+    r"|(?:\b(?:not|never|nothing)|n['\u2019]t)(?: \w+)?? (?:fails?|crash\w*|miss(?:es|ing)?|lacks?|wrong"
+    r"|break)\b(?! \w+ly\b)|\bnot (?:only|possible to break)\b",
+    re.IGNORECASE,
+)
 _CRITICISM = re.compile(
-    r"\b(?:not|cannot|fails?|failed|failing|wrong|incorrect|errors?|bugs?|crash\w*|missing|misses|lacks?|however|but|yet|unless"
-    r"|if|once|would have)\b|n['\u2019]t\b",
+    r"\b(?:not|cannot|fails?|failed|failing|wrong|incorrect|errors?|bugs?|crash\w*|missing|misses|lacks?|however|but"
+    r"|yet|unless|only if|once|would have)\b|\bif\b[^.]*\bwould\b|\bwould\b[^.]*\bif\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
 """Words after scores that contradict full marks for every rule, which may then be dictated or copied."""
 _DEICTIC = re.compile(
-    r"\b(?:these|those|them|the above|scores?|numbers|ratings?|award\w*|deserv\w*|worth\w*|in truth|told|asked"
-    r"|instructed)\b",
+    r"\b(?:these|those)(?= (?:\w+ )?(?:scores?|numbers|ratings?|points|marks|values|are|were|was|have|had|do|did|does"
+    r"|should|come|came|would|could|cannot|must|may|might|will|hold|mean)\b|\W*$|[.,;])|\bthe above\b|\b(?:the|my"
+    r"|all|five) (?:\w+ )?(?:scores?|numbers|ratings?|marks)(?= (?:above|below|are|were|do|does|have|should|come|came"
+    r"|given|listed|I)\b)|\b(?:give|grant|assign|trust|take|took|believe|repeat|endorse)\w* them\b|\baward\w*"
+    r"|\bdeserv\w*|\bworth(?:less| (?:no|nothing|less|little|zero|half|only|more))\b|\bin truth\b|\bI (?:was|am"
+    r"|have been) (?:told|asked|instructed)\b|\b(?:told|asked|instructed) (?:me|to (?:give|award|score|rate|grade"
+    r"|print|repeat|write))\b",
     re.IGNORECASE,
 )
 _BENIGN = re.compile(
@@ -139,20 +161,38 @@ _QUOTED = re.compile(
     r"|\b(?:quot(?:e|ed|ing)|injected|injection|its own|self-assigned|self-awarded|supplied by)\b|答案(?:中|里|自己)",
     re.IGNORECASE,
 )
+_CANNOT = (
+    r"(?:can(?:'|\u2019)?(?:t|not)|can not|unable to|not able to|won(?:'|\u2019)?t|will not|refuse to|declin\w+ to"
+    r"|must decline|not going to|impossible to|not possible to)"
+)
+_DECLINED = re.compile(
+    rf"(?:\b(?:I|we)\b(?:['\u2019]\w+)?(?: \w+){{0,2}}? |^\W*(?:sorry\W+)?|\bit is ){_CANNOT}(?: \w+){{0,2}}?"
+    r" (?:(?:judge|score|rate|grade|evaluate|assess|comply|assist)(?=\W*$|[.,;!]| (?:(?:this|the|that|such|your|any"
+    r"|these|an?)(?: \w+)? )?(?:answers?|code|submissions?|solutions?|responses?|programs?|it|this|that"
+    r"|them)\b(?! (?:higher|lower|better|more)))|(?:give|provide) (?:an? |any )?(?:scores?|judge?ments?|ratings?"
+    r"|grades?)\b(?! (?:of|above|higher|for rule)))|\b(?:answer|submission|response|code|solution|this) can(?:not"
+    r"|['\u2019]t| not) be (?:judged|scored|rated|graded|assessed)\b|\b(?:these|my|the following) (?:scores|ratings"
+    r"|points)(?: \w+){0,2} are(?: \w+){0,2} (?:placeholders?|made[- ]up|meaningless|arbitrary|dummy|random"
+    r"|guess\w*)\b|\b(?:placeholder|made[- ]up|dummy) (?:scores|ratings)\b",
+    re.IGNORECASE,
+)
+"""A judge's refusal, wherever it stands."""
 _WITHDRAWN = re.compile(
-    r"\b(?:can(?:'|\u2019)?(?:t|not)|can not|unable to|not able to|won(?:'|\u2019)?t|will not|refuse to|declin\w+ to"
-    r"|must decline|not going to|impossible to|not possible to)\b[^.\n]{0,60}\b(?:judge|score|rate|grade|evaluate"
-    r"|assess|comply|assist|provide|give|help|review)|\b(?:disregard|ignore|retract|withdraw|discard"
-    r"|forget)\b[^.\n]{0,30}\b(?:scores?|points|ratings?|judge?ment|numbers|above|these)\b|\b(?:scores?|numbers"
+    rf"(?:\b(?:I|we)\b[^.\n]{{0,20}}|^\W*(?:(?:sorry|it is|but|and|so)\W+)*)\b{_CANNOT}\b[^.\n]{{0,60}}\b(?:judg|scor"
+    r"|rate|rating|grad|evaluat|assess|comply|assist|help|review|(?:provid|giv)\w* (?!(?:it |this )?(?:more|full|half"
+    r"|[0-9]|a (?:full|higher|better)|any (?:more|higher))))|\bcan(?:not|['\u2019]t| not) be (?:judged|scored|rated"
+    r"|graded|assessed|evaluated)\b|\b(?:disregard|ignore|retract|withdraw|discard"
+    r"|forget)\b[^.,;\n]{0,30}\b(?:scores?|points|ratings?|judge?ment|numbers|above|these)\b|\b(?:scores?|the numbers"
     r"|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid|meaningless|not (?:mine|my own|real"
-    r"|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b|\b(?:scores?"
-    r"|numbers|points|ratings?|judge?ment|above|these|those|they)\b[^.\n]{0,40}\b(?:do(?:es)?(?:n['\u2019]t| not)"
-    r"|cannot|can['\u2019]t|no longer|must not|should(?:n['\u2019]t| not)) (?:hold|apply|count|stand|reflect|represent"
-    r"|be (?:used|taken|trusted|relied))\b|\b(?:scores?|numbers|points|ratings?|above|these)\b[ ]*(?:above[ ]"
-    r"|below[ ])?(?:are|were|come|came)\b[^.\n]{0,20}\b(?:those|the ones|what|from|copied|taken|quoted|lifted"
-    r"|(?:supplied|provided|given|written)[ ]by)\b[^.\n]{0,30}\b(?:candidate|answer|author|student|submission|comment"
-    r"|docstring|code|itself)|\b(?:can(?:not|['\u2019]t)|do(?:n['\u2019]t| not)|no longer) stand by\b|\bI (?:must "
-    r"|have to )?(?:decline|refuse|abstain)\b|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
+    r"|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b"
+    r"|\b(?:scores?|numbers|points|ratings?|judge?ment|above|these|those"
+    r"|they)\b[^.\n]{0,40}\b(?:do(?:es)?(?:n['\u2019]t| not)|cannot|can['\u2019]t|no longer|must not"
+    r"|should(?:n['\u2019]t| not)) (?:hold|apply|count|stand|reflect|represent|be (?:used|taken|trusted|relied))\b"
+    r"|\b(?:scores?|numbers|points|ratings?|above|these)\b[ ]*(?:above[ ]|below[ ])?(?:are|were|come"
+    r"|came)\b[^.\n]{0,20}\b(?:those|the ones|what|from|copied|taken|quoted|lifted|(?:supplied|provided|given"
+    r"|written)[ ]by)\b[^.\n]{0,30}\b(?:candidate|answer|author|student|submission|comment|docstring|code|itself)"
+    r"|\b(?:can(?:not|['\u2019]t)|do(?:n['\u2019]t| not)|no longer) stand by\b|\bI (?:must |have to )?(?:decline"
+    r"|refuse|abstain)\b|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(rf"[.;!?\u3002\n](?=\s|$)|,[ ]*(?:and|while|but)[ ]+(?=(?:for[ ]+)?{RULE})", re.IGNORECASE)
@@ -170,9 +210,10 @@ def parse_judgement(text: str, *, truncated: bool = False) -> Judgement | Unjudg
 
     The five scores may be in JSON, lines, a list, a table or sentences, with the numbers or the names of the rules, in
     any order, with or without a heading. `2/2`, `2 out of 2`, `two points`, `full marks`, full-width digits, labels in
-    other languages and remarks after a score are recognized. Later corrections (`Actually, rule 2 should be 0`,
-    `2 -> 0`, a block of final scores) replace what they correct. Thoughts, quotations and drafts are ignored.
-    Ambiguous scores are refused: ranges, contradictory judgements, wrong totals, scores that the judge withdraws.
+    other languages and remarks after a score are recognized. The judge's own corrections (`2 -> 0`, `Actually, rule 2
+    should be 0`, a block of final scores) replace what they correct. Thoughts, quotations, drafts, advice and fenced
+    code after the scores are ignored. Ambiguous scores are refused: ranges, contradictory judgements, wrong totals,
+    scores that the judge withdraws.
 
     Args:
         text (`str`):
@@ -204,7 +245,7 @@ def parse_judgement(text: str, *, truncated: bool = False) -> Judgement | Unjudg
     blocks += Lines(lines).blocks()
     if not any(block.complete for block in blocks) and (block := _block_of_sentences(lines)) is not None:
         blocks = [block]
-    return _decide(sorted(blocks, key=lambda block: block.start), lines)
+    return _decide(sorted(blocks, key=lambda block: block.start), rest.splitlines(), lines)
 
 
 def _is_own_and_final(block: Block) -> bool:
@@ -244,7 +285,8 @@ def _introduces_own_scores(words: str) -> bool:
     return len(found) <= _MAX_INTRODUCTION_WORDS and all(_OWN_WORD.fullmatch(word) for word in found)
 
 
-def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudged:
+def _decide(blocks: Sequence[Block], text: Sequence[str], lines: Sequence[str]) -> Judgement | Unjudged:
+    """Return the judgement in blocks of the lines of a text, which are given with and without markup."""
     others = [block for block in blocks if block.numbers and not _is_own_and_final(block)]
     blocks = [block for block in blocks if block.scores and _is_own_and_final(block)]
     complete = [block for block in blocks if block.complete]
@@ -282,9 +324,9 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         elif block.total is not None:
             total = block.total
     last = max(block.end for block in complete)
-    following = [_COUNTERFACTUAL.sub("", line) for line in lines[last:]]
+    following = [line for line, given in zip(lines[last:], _without_code(text[last:]), strict=True) if given]
     remarks = list(base.remarks)
-    for line in following:
+    for line in (_COUNTERFACTUAL.sub("", line) for line in following):
         amended = amendment(line, scores)
         if amended is None:
             remarks.append(line)
@@ -297,15 +339,30 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         return Unjudged("extra_score")
     if any(map(_NOT_GIVEN.search, remarks)):
         return Unjudged("withdrawn")
-    if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(
-        _UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line)) for line in remarks
+    if any(map(_DECLINED.search, base.analysis)) or any(
+        map(_WITHDRAWN.search, [*lines[base.start : last], *following, *base.remarks])
     ):
         return Unjudged("withdrawn")
-    if sum(scores.values()) == MAX_TOTAL and any(map(_CRITICISM.search, lines[last:])):
+    if any(_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line)) for line in remarks):
+        return Unjudged("withdrawn")
+    if sum(scores.values()) == MAX_TOTAL and any(_CRITICISM.search(_PRAISE.sub("", line)) for line in following):
         return Unjudged("contradictory")
     if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:
         return Unjudged("contradictory")
     return Judgement(tuple(scores[rule] for rule in RULE_NUMBERS))
+
+
+def _without_code(text: Sequence[str]) -> list[str]:
+    """Return the lines of a text, where those of fenced code are empty."""
+    lines = list(text)
+    start = None
+    for number, line in enumerate(text):
+        if start is None and _CODE.fullmatch(line):
+            start = number
+        elif start is not None and line.strip() == "```":
+            lines[start : number + 1] = [""] * (number + 1 - start)
+            start = None
+    return lines
 
 
 def _block_of_sentences(lines: Sequence[str]) -> Block | None:

@@ -58,6 +58,63 @@ class TestReading:
     def test_text_of_a_question_is_kept(self, answer):
         assert read_question(answer) == answer
 
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "Evaluation:\nup to 1 kg costs 5, each further kg costs 2.", "Grading:\n90 and above is A.",
+            "Difficulty:\nThe player chooses easy (8 guesses) or hard (5 guesses).",
+            "Difficulty: the number of digits, from 3 to 9.", "Explanation:\nA flush beats a straight.",
+            "Explanation: for n = 3 there are 3 ways: 1+1+1, 1+2 and 2+1.", "Keywords:\nif, else, while",
+            "Tags:\nEach item has tags. Support filtering by tag.", "Topics:\n- id\n- title",
+            "Tests:\n- addition\n- division by zero", "Test cases:\n- f(0) == 0\n- f(100) == 10",
+            "### Test Cases\n1. The list is empty.\n2. The list has one element.",
+            "Answers:\nThe answers are read from a file.", "Changes:\nmark added lines with +.",
+            "Duration:\nThe meter takes the duration in minutes.", "Analysis:\nreturn the yearly balances as well.",
+            "Approach: use a stack.\n\nExamples:\nf('1 + 2') -> 3", "Skills:\nEach hero has up to three skills.",
+            "Level:\nThe level doubles every 100 points.", "Concepts:\n- account: has a balance",
+            "Output:\nThe number of vowels.", "Output:\n```\ntotal = 3\n```",
+            "Code:\nThe code is a string of 4 digits.",
+            "Results:\n- win\n- loss", "Fields:\n- query\n- response\n- code",
+            "```python\nf([1, 2])\n```", "```sql\nCREATE TABLE users (id INT);\n```",
+            "```c\nstruct node { int value; };\n```",
+            "```javascript\nfunction f(x) {\n  // your code\n  return 0;\n}\n```",
+        ],
+    )  # fmt: skip
+    def test_sections_with_requirements_are_kept(self, section):
+        for question in [
+            f"Write a SQL, C or JavaScript function f.\n\n{section}",
+            f"Write a SQL, C or JavaScript function f.\n\n{section}\n\nIt returns a number.",
+        ]:
+            assert read_question(question) == question
+
+    def test_steps_of_a_task_are_kept(self):
+        for steps in [
+            "1. Create a table users.\n2. Create a table orders.\n3. Write a query that joins them.",
+            "1. Write a function that reads a file.\n2. Write a program that uses both.",
+        ]:
+            assert read_question(steps) == steps
+
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "Explanation: this task practises loops.", "Approach: sort, then scan. Time complexity: O(n log n).",
+            "Difficulty: medium", "**Difficulty:** Medium", "Difficulty level:\nhard", "Difficulty: 3/5",
+            "Skills practised:\n- loops", "Tests:\n```python\nassert f(1) == 1\n```", "Unit tests:\nassert f(1) == 1",
+            "Solution: use a loop.", "Discussion: it has the same difficulty as the given task.",
+            "### Response:", "### Response:\ndef f(s): return sum(c in 'aeiou' for c in s)",
+            "Response:\n```python\nprint(sum(c in 'aeiou' for c in input()))\n```",
+            "**Output:**\n```python\nword = input()\nprint(len(word))\n```",
+            "Code:\n\nfor n in range(3):\n    print(n)",
+            "```python\nword = input()\nprint(sum(c in 'aeiou' for c in word))\n```",
+            "```javascript\nfunction d(x) { return 2 * x; }\n```", "```js\nconst d = x => 2 * x;\n```",
+            "```sql\nSELECT COUNT(*) FROM users;\n```", "```c\nint add(int a, int b) { return a + b; }\n```",
+            "### Response\n```c\nint main() { printf(\"3\"); }\n```",
+        ],
+    )  # fmt: skip
+    def test_solutions_and_remarks_on_the_exercise_are_removed(self, section):
+        question = "Write a SQL, C or JavaScript function or program that counts the vowels of a word given by a user."
+        assert read_question(f"{question}\n\n{section}") == question
+
     @given(st.text("ab1.\n #*:\"'`", max_size=40) | st.lists(frames).map("".join))
     def test_parsing_is_idempotent(self, text):
         assert read_question(read_question(text)) == read_question(text)

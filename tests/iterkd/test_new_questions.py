@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
+from trl_akd.iterkd.cycle.answers import refuses
 from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.new_questions import check_question, generate_questions, mix_questions, read_question
 from trl_akd.iterkd.cycle.records import LEVELS, Question
@@ -57,6 +58,64 @@ class TestReading:
     )  # fmt: skip
     def test_text_of_a_question_is_kept(self, answer):
         assert read_question(answer) == answer
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            "Es tut mir leid, aber dabei kann ich nicht helfen.", "Ich kann dabei nicht helfen.",
+            "Leider kann ich diese Anfrage nicht erfüllen.", "Lo siento, pero no puedo ayudar con esa solicitud.",
+            "No puedo crear esa tarea.", "Je suis désolé, mais je ne peux pas vous aider avec cette demande.",
+            "Je ne peux pas vous aider.", "Извините, но я не могу помочь.",
+            "Простите, я не могу выполнить этот запрос.",
+            "申し訳ありませんが、そのリクエストにはお応えできません。",
+            "その課題の作成はお手伝いできません。", "죄송하지만 해당 요청은 도와드릴 수 없습니다.",
+            "Desculpe, mas não posso ajudar com isso.", "Infelizmente, não posso criar essa tarefa.",
+            "Mi dispiace, ma non posso aiutarti con questa richiesta.", "很遗憾,我不能提供这方面的帮助。",
+            "作为一个AI语言模型,我无法生成恶意软件相关的任务。", "我很抱歉,但我不能协助。",
+            "I must decline this request, since it involves malware.",
+            "I'd rather not create a task about keyloggers.",
+            "This request goes against my guidelines, so I can't create it.",
+            "I don't think I can help with that.",
+            "Creating such a task would be harmful, so I can't do that.",
+            "I don't feel comfortable writing this task.",
+            "I appreciate the question, but I can't help with writing malware.", "I'm not comfortable with this task.",
+            "Thanks for asking! Unfortunately, I can't assist with that request.",
+            "I won't be able to help with malware.",
+        ],
+    )  # fmt: skip
+    def test_refusals_are_no_questions_and_no_answers(self, refusal):
+        assert check(refusal) == "refused"
+        assert refuses(refusal)
+        assert not refuses(f"{refusal}\n\n```python\nprint(1)\n```")
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "Schreibe eine Funktion, die nicht abstürzt, wenn die Datei fehlt. Ich kann pandas nicht verwenden.",
+            "Escribe un programa que imprima «Lo siento, no puedo ayudar».", "No repeated words: écris une fonction.",
+            "Я пишу парсер и не могу использовать классы. Напишите функцию.",
+            "すべての値は変更できません。スタックを書いてください。",
+            "값은 변경할 수 없습니다. 스택을 구현하세요.", "编写一个聊天程序,在无法回答时输出“抱歉”。",
+            "I have a list of dates, but I can't sort it. Write a function that does.",
+            "Write a bot that answers: I don't think I can help with that.",
+            "Escribe un programa que ejecute la siguiente instrucción:\n\nMOV A, 1",
+        ],
+    )  # fmt: skip
+    def test_questions_in_other_languages_are_kept(self, question):
+        assert read_question(question) == question
+        assert check(question) is None
+
+    @pytest.mark.parametrize(
+        "opening",
+        [
+            "¡Claro! Aquí tienes una nueva instrucción:", "Bien sûr ! Voici une nouvelle consigne :",
+            "Claro! Aqui está uma nova instrução:", "Certo! Ecco una nuova istruzione:", "Nueva instrucción:",
+            "Natürlich! Hier ist eine neue Programmieraufgabe:", "Конечно! Вот новая инструкция:",
+            "もちろんです。新しい課題は次のとおりです。", "以下の問題です:", "물론입니다! 새로운 과제입니다:",
+        ],
+    )  # fmt: skip
+    def test_openings_in_other_languages_are_removed(self, opening):
+        assert read_question(f"{opening}\n\nSort a list of names.") == "Sort a list of names."
 
     @pytest.mark.parametrize(
         "section",

@@ -211,18 +211,25 @@ _TITLE_LABEL = re.compile(
     r" \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
     re.IGNORECASE,
 )
+_FOREIGN_KIND = (
+    r"(?:programmier)?aufgabe(?:nstellung)?|anweisung|übung|tarea|ejercicio|instrucción|consigna|exercice|tâche|énoncé"
+    r"|consigne|compito|esercizio|istruzione|consegna|tarefa|exercício|instrução|задач[аи]|задание|инструкция|упражнение"
+)
 _QUESTION_LABEL = re.compile(
     rf"[#*_> \t]*(?:(?:the |my |your )?(?:{_MADE} |next |similar |related )?(?:{_KIND}|assignment|description"
-    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova )?(?:aufgabe(?:nstellung)?|tarea|ejercicio|exercice"
-    rf"|tâche|énoncé|compito|esercizio|tarefa|exercício|задача|задание))"
+    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova |nova |novo |новая |новое )?(?:{_FOREIGN_KIND}))"
     r"[*_ \t]*(?:\([^()\n]{0,60}\)[*_ \t]*(?=[:\uff1a]))?(?:[:\uff1a][*_]*[ \t]*\n*|[*_ \t]*\n+)",
     re.IGNORECASE,
 )
 _INTRODUCTION = re.compile(
-    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)(?=[^\n:]*\b(?:here|new|next"
+    r"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing|schreibe?|erstelle|entwickle"
+    r"|implementiere|escrib[ae]|cree|implementa|desarrolla|diseña|escreva|crie|implemente|scrivi|écri(?:s|vez)"
+    r"|créez|implémente[rz]?|(?:на)?пиши\w*|создай\w*|реализуй\w*)\b)(?=[^\n:]*\b(?:here|new|next"
     rf"|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?|aqu[ií]|nuev[ao]|siguiente|ecco"
-    rf"|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}|one|aufgabe|tarea|ejercicio"
-    rf"|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_ \t]*\n+",
+    rf"|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}|one|{_FOREIGN_KIND})\b"
+    r"[^\n:]{0,60}[:\uff1a][*_ \t]*\n+"
+    r"|[^\n:\uff1a]{0,40}(?:新しい|次の|以下の)[^\n:\uff1a]{0,12}(?:課題|問題|指示|タスク|お題)[^\n:\uff1a]{0,16}[:\uff1a。]\s*\n+"
+    r"|[^\n:\uff1a]{0,40}(?:새로운|다음|아래)[^\n:\uff1a]{0,12}(?:과제|문제|지시|질문|명령)[^\n:\uff1a]{0,12}[:\uff1a.]\s*\n+",
     re.IGNORECASE,
 )
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")

@@ -167,6 +167,8 @@ def test_announced_data_is_not_part_of_a_program(announcement: str, tag: str):
         "print(f(missing))",
         "f(3)",
         "y = f(3)",
+        "ys = [f(each) for each in range(3)]",
+        "g = lambda value: f(value)",
         "assert f(1) == 1",
         "f.calls = 0",
     ],

@@ -177,3 +177,20 @@ def test_wrong_arguments_are_named():
         BenchmarkIndex({}, 0)
     with pytest.raises(TypeError, match="'toy' is one text"):
         BenchmarkIndex({"toy": "Reverse a string."})
+
+
+def test_texts_without_spaces_are_compared_by_characters():
+    problem = "求两个正整数的最大公约数和最小公倍数,并按从小到大的顺序输出所有公约数。"
+    index = BenchmarkIndex({"b": [problem, "编写一个函数返回两个数的最大公约数", "リストの最大値を返す関数を書く。"]})
+    for repeated in [
+        f"请用Python编写程序{problem}",
+        "编写一个函数返回两个整数的最大公约数",
+        "リストの最大値を返す関数を書く",
+    ]:
+        assert index.find(Question("q", repeated)) is not None
+    for other in [
+        "编写一个函数返回两个数的最小公倍数",
+        "编写一个函数,返回列表中出现次数最多的元素。",
+        "リストの平均値を返す関数を書いてください。",
+    ]:
+        assert index.find(Question("q", other)) is None

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
+from trl_akd.iterkd.cycle.answers import refuses
 from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.new_questions import check_question, generate_questions, mix_questions, read_question
 from trl_akd.iterkd.cycle.records import LEVELS, Question
@@ -57,6 +58,121 @@ class TestReading:
     )  # fmt: skip
     def test_text_of_a_question_is_kept(self, answer):
         assert read_question(answer) == answer
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            "Es tut mir leid, aber dabei kann ich nicht helfen.", "Ich kann dabei nicht helfen.",
+            "Leider kann ich diese Anfrage nicht erfüllen.", "Lo siento, pero no puedo ayudar con esa solicitud.",
+            "No puedo crear esa tarea.", "Je suis désolé, mais je ne peux pas vous aider avec cette demande.",
+            "Je ne peux pas vous aider.", "Извините, но я не могу помочь.",
+            "Простите, я не могу выполнить этот запрос.",
+            "申し訳ありませんが、そのリクエストにはお応えできません。",
+            "その課題の作成はお手伝いできません。", "죄송하지만 해당 요청은 도와드릴 수 없습니다.",
+            "Desculpe, mas não posso ajudar com isso.", "Infelizmente, não posso criar essa tarefa.",
+            "Mi dispiace, ma non posso aiutarti con questa richiesta.", "很遗憾,我不能提供这方面的帮助。",
+            "作为一个AI语言模型,我无法生成恶意软件相关的任务。", "我很抱歉,但我不能协助。",
+            "I must decline this request, since it involves malware.",
+            "I'd rather not create a task about keyloggers.",
+            "This request goes against my guidelines, so I can't create it.",
+            "I don't think I can help with that.",
+            "Creating such a task would be harmful, so I can't do that.",
+            "I don't feel comfortable writing this task.",
+            "I appreciate the question, but I can't help with writing malware.", "I'm not comfortable with this task.",
+            "Thanks for asking! Unfortunately, I can't assist with that request.",
+            "I won't be able to help with malware.",
+        ],
+    )  # fmt: skip
+    def test_refusals_are_no_questions_and_no_answers(self, refusal):
+        assert check(refusal) == "refused"
+        assert refuses(refusal)
+        assert not refuses(f"{refusal}\n\n```python\nprint(1)\n```")
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "Schreibe eine Funktion, die nicht abstürzt, wenn die Datei fehlt. Ich kann pandas nicht verwenden.",
+            "Escribe un programa que imprima «Lo siento, no puedo ayudar».", "No repeated words: écris une fonction.",
+            "Я пишу парсер и не могу использовать классы. Напишите функцию.",
+            "すべての値は変更できません。スタックを書いてください。",
+            "값은 변경할 수 없습니다. 스택을 구현하세요.", "编写一个聊天程序,在无法回答时输出“抱歉”。",
+            "I have a list of dates, but I can't sort it. Write a function that does.",
+            "Write a bot that answers: I don't think I can help with that.",
+            "Escribe un programa que ejecute la siguiente instrucción:\n\nMOV A, 1",
+        ],
+    )  # fmt: skip
+    def test_questions_in_other_languages_are_kept(self, question):
+        assert read_question(question) == question
+        assert check(question) is None
+
+    @pytest.mark.parametrize(
+        "opening",
+        [
+            "¡Claro! Aquí tienes una nueva instrucción:", "Bien sûr ! Voici une nouvelle consigne :",
+            "Claro! Aqui está uma nova instrução:", "Certo! Ecco una nuova istruzione:", "Nueva instrucción:",
+            "Natürlich! Hier ist eine neue Programmieraufgabe:", "Конечно! Вот новая инструкция:",
+            "もちろんです。新しい課題は次のとおりです。", "以下の問題です:", "물론입니다! 새로운 과제입니다:",
+        ],
+    )  # fmt: skip
+    def test_openings_in_other_languages_are_removed(self, opening):
+        assert read_question(f"{opening}\n\nSort a list of names.") == "Sort a list of names."
+
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "Evaluation:\nup to 1 kg costs 5, each further kg costs 2.", "Grading:\n90 and above is A.",
+            "Difficulty:\nThe player chooses easy (8 guesses) or hard (5 guesses).",
+            "Difficulty: the number of digits, from 3 to 9.", "Explanation:\nA flush beats a straight.",
+            "Explanation: for n = 3 there are 3 ways: 1+1+1, 1+2 and 2+1.", "Keywords:\nif, else, while",
+            "Tags:\nEach item has tags. Support filtering by tag.", "Topics:\n- id\n- title",
+            "Tests:\n- addition\n- division by zero", "Test cases:\n- f(0) == 0\n- f(100) == 10",
+            "### Test Cases\n1. The list is empty.\n2. The list has one element.",
+            "Answers:\nThe answers are read from a file.", "Changes:\nmark added lines with +.",
+            "Duration:\nThe meter takes the duration in minutes.", "Analysis:\nreturn the yearly balances as well.",
+            "Approach: use a stack.\n\nExamples:\nf('1 + 2') -> 3", "Skills:\nEach hero has up to three skills.",
+            "Level:\nThe level doubles every 100 points.", "Concepts:\n- account: has a balance",
+            "Output:\nThe number of vowels.", "Output:\n```\ntotal = 3\n```",
+            "Code:\nThe code is a string of 4 digits.",
+            "Results:\n- win\n- loss", "Fields:\n- query\n- response\n- code",
+            "```python\nf([1, 2])\n```", "```sql\nCREATE TABLE users (id INT);\n```",
+            "```c\nstruct node { int value; };\n```",
+            "```javascript\nfunction f(x) {\n  // your code\n  return 0;\n}\n```",
+        ],
+    )  # fmt: skip
+    def test_sections_with_requirements_are_kept(self, section):
+        for question in [
+            f"Write a SQL, C or JavaScript function f.\n\n{section}",
+            f"Write a SQL, C or JavaScript function f.\n\n{section}\n\nIt returns a number.",
+        ]:
+            assert read_question(question) == question
+
+    def test_steps_of_a_task_are_kept(self):
+        for steps in [
+            "1. Create a table users.\n2. Create a table orders.\n3. Write a query that joins them.",
+            "1. Write a function that reads a file.\n2. Write a program that uses both.",
+        ]:
+            assert read_question(steps) == steps
+
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "Explanation: this task practises loops.", "Approach: sort, then scan. Time complexity: O(n log n).",
+            "Difficulty: medium", "**Difficulty:** Medium", "Difficulty level:\nhard", "Difficulty: 3/5",
+            "Skills practised:\n- loops", "Tests:\n```python\nassert f(1) == 1\n```", "Unit tests:\nassert f(1) == 1",
+            "Solution: use a loop.", "Discussion: it has the same difficulty as the given task.",
+            "### Response:", "### Response:\ndef f(s): return sum(c in 'aeiou' for c in s)",
+            "Response:\n```python\nprint(sum(c in 'aeiou' for c in input()))\n```",
+            "**Output:**\n```python\nword = input()\nprint(len(word))\n```",
+            "Code:\n\nfor n in range(3):\n    print(n)",
+            "```python\nword = input()\nprint(sum(c in 'aeiou' for c in word))\n```",
+            "```javascript\nfunction d(x) { return 2 * x; }\n```", "```js\nconst d = x => 2 * x;\n```",
+            "```sql\nSELECT COUNT(*) FROM users;\n```", "```c\nint add(int a, int b) { return a + b; }\n```",
+            "### Response\n```c\nint main() { printf(\"3\"); }\n```",
+        ],
+    )  # fmt: skip
+    def test_solutions_and_remarks_on_the_exercise_are_removed(self, section):
+        question = "Write a SQL, C or JavaScript function or program that counts the vowels of a word given by a user."
+        assert read_question(f"{question}\n\n{section}") == question
 
     @given(st.text("ab1.\n #*:\"'`", max_size=40) | st.lists(frames).map("".join))
     def test_parsing_is_idempotent(self, text):

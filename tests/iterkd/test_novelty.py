@@ -239,3 +239,20 @@ def test_code_alpaca_has_near_duplicates_and_soda_none():
     assert set(kept) >= set(kept_by_brute_force(alpaca, 0.8)), "all words alone would keep no other"
     soda = [row["instruction"] for row in scripted.soda("new_data.json")]
     assert len(filter_novel(questions(soda), NoveltyIndex())) == len(soda) == 100
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("编写一个函数,返回列表中的最大值。", "请编写一个函数,返回列表中的最大值。"),
+        ("编写一个函数返回两个数的最大公约数", "编写一个函数返回两个整数的最大公约数"),
+        ("リストの最大値を返す関数を書いてください。", "リストの最大値を返す関数を書いて下さい。"),
+        ("เขียนฟังก์ชันที่คืนค่ามากที่สุดในรายการ", "จงเขียนฟังก์ชันที่คืนค่ามากที่สุดในรายการ"),
+    ],
+)
+def test_texts_without_spaces_are_compared_by_characters(old: str, new: str):
+    index = NoveltyIndex()
+    index.add(old)
+    assert index.nearest(new) == old
+    for other in ("编写一个函数返回两个数的最小公倍数", "リストを逆順に並べる関数を書いてください。"):
+        assert index.nearest(other) is None

@@ -168,7 +168,7 @@ class Source:
         if self.part.data or all(_is_words(statement.node) for statement in self.statements):
             return False
         known = {*bound, *self.binders, *BUILTINS}
-        return "*" in known or all(statement.needs_now <= known for statement in self.statements)
+        return "*" in known or all(statement.needs <= known for statement in self.statements)
 
 
 # Repairs

@@ -22,16 +22,45 @@ __all__ = [
 ]
 
 _REFUSAL = re.compile(
-    r"""\W* (?:(?:unfortunately|well|hello|hi|oh)\W+)? (?:
+    r"""\W* (?:(?:unfortunately|well|hello|hi|oh|thank\s+you[^.!,\n]{0,40}|thanks[^.!,\n]{0,40})\W+){0,2} (?:
         i(?:\Wm|\s+am)\s+(?:(?:very|so|really|truly)\s+)?(?:sorry|afraid)\b
         | (?:sorry|apologies|my\s+apologies|i\s+apologi[sz]e)\b
-        | (?:很?抱歉|对不起|我(?:无法|不能))
         | as\s+an?\s+(?:ai|artificial\s+intelligence)\b
-        | i(?:\Wm|\s+am)?\s+(?:can\W?t|can\s?not|won\Wt|will\s+not|unable\s+to|not\s+able\s+to|must\s+decline\s+to)
-          \s+(?:assist|help|provide|create|write|generate|fulfil|comply|answer|produce|give|offer|do)
+        | i(?:\Wm|\s+am)?\s+(?:can\W?t|can\s?not|won\Wt|will\s+not|unable\s+to|not\s+able\s+to)\s+
+          (?:be\s+able\s+to\s+)?(?:assist|help|provide|create|write|generate|fulfil|comply|answer|produce|give|offer|do)
+        | i\s+(?:must|need\s+to|have\s+to|will\s+have\s+to)\s+(?:respectfully\s+|politely\s+)?(?:decline|refuse)\b
+        | i(?:\Wd|\s+would)\s+(?:rather|prefer)\s+not\b | i(?:\Wm|\s+am)\s+not\s+comfortable\b
+        | i\s+(?:don\Wt|do\s+not)\s+(?:feel\s+comfortable|(?:think|believe)\s+(?:that\s+)?i\s+(?:can|should))\b
+        | [^.?!\n]{0,80}\b(?:goes\s+against|violates)\s+my\b
+        | [^.?!\n]{0,80}[,;]\s*(?:but|so|and)\s+i\s+(?:can\W?t|can\s?not|won\Wt)\s+
+          (?:assist|help|comply|do\s+(?:this|that|so))\b
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
+_FOREIGN_REFUSAL = re.compile(
+    r"""\W* (?:(?:leider|lo\s+siento|lamentablemente|malheureusement|infelizmente|purtroppo|к\s+сожалению)\W+)? (?:
+        (?:es\s+)?tut\s+mir\s+(?:\w+\s+)?leid\b | ich\s+bedau\w+ | entschuldigung\b
+        | (?:ich\s+)?(?:kann|darf|werde)\b[^.\n]{0,80}\bnicht\s+(?:\w+\s+)?
+          (?:helfen|erfüllen|erstellen|unterstützen|nachkommen)
+        | lo\s+(?:siento|lamento)\b | no\s+puedo\s+(?:ayudar|asistir|crear|cumplir|generar|proporcionar|hacer)
+        | (?:je\s+suis\s+(?:\w+\s+)?)?désolée?s?\b
+        | je\s+(?:ne\s+peux\s+pas|ne\s+suis\s+pas\s+en\s+mesure)\s+(?:de\s+|d\W)?(?:(?:vous|te)\s+|t\W)?
+          (?:aider|assister|créer|fournir|générer|répondre|faire)
+        | desculp(?:e|a)\b | (?:eu\s+)?(?:sinto|lamento)\s+muito\b
+        | (?:eu\s+)?não\s+posso\s+(?:ajudar|atender|auxiliar|criar|gerar|fornecer|fazer)
+        | mi\s+dispiace\b | (?:mi\s+)?scus[ai]\b
+        | non\s+posso\s+(?:aiutar|assister|creare|fornir|generare|soddisfare|far)
+        | извин(?:ите|и)\b | прост(?:ите|и)\b | мне\s+(?:очень\s+)?жаль\b
+        | я\s+не\s+(?:могу|буду)\s+(?:\w+\s+)?(?:помо|выполн|созда|ответ|предостав)
+        | 申し訳(?:ありません|ございません) | すみません | 恐れ入りますが | 残念ながら
+        | [^。\n]{0,60}(?:お手伝い|お応え|お答え|ご協力|対応|協力)[^。\n]{0,8}(?:できません|できかね|いたしかね)
+        | 죄송 | 안타깝 | 유감 | [^.\n]{0,60}(?:도와|도움을|응해|제공해)[^.\n]{0,8}(?:수\s*없|어렵)
+        | (?:我?很|非常|十分)?(?:抱歉|遗憾|遺憾) | 对不起 | 對不起 | 我(?:无法|無法|不能)
+        | 作为[^\s。]{0,12}(?:AI|人工智能|语言模型|助手)\w{0,8}\W\s*我(?:无法|不能)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Apologies and refusals at the beginning of an answer in other languages than English."""
 _PYTHON = {"", "python"}
 _CODE_LINE = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
@@ -57,7 +86,7 @@ _EXPECTED_OUTPUT = re.compile(r"^[ \t]*(?:print|assert|console\.log|self\.assert
 
 
 def refuses(answer: str) -> bool:
-    """Return whether an answer is empty, or begins with an apology and has no code.
+    """Return whether an answer is empty, or begins with an apology or a refusal and has no code.
 
     Example:
 
@@ -67,7 +96,8 @@ def refuses(answer: str) -> bool:
 
     ```
     """
-    return not answer.strip() or (_REFUSAL.match(answer) is not None and not has_code(answer))
+    is_apology = any(pattern.match(answer) for pattern in (_REFUSAL, _FOREIGN_REFUSAL))
+    return not answer.strip() or (is_apology and not has_code(answer))
 
 
 def has_code(answer: str) -> bool:

@@ -7,19 +7,21 @@ names of the requested functions.
 
 import logging
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
-from .novelty import content_words
+from .novelty import UNSPACED, content_words
 from .records import Question
 
 __all__ = ["BenchmarkIndex", "Overlap", "decontaminate", "warn_of_overlap"]
 
 logger = logging.getLogger(__name__)
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})[^\W_])+")
+_UNSPACED = re.compile(UNSPACED)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
 _DOCSTRING = re.compile(r"(?:\"{3}|'{3})(.*?)(?:\"{3}|'{3})", re.DOTALL)
 _EXAMPLES = re.compile(
@@ -74,6 +76,8 @@ class BenchmarkIndex:
     many problems of a benchmark share, such as "Your code must pass these tests", are ignored, and so are n-grams in
     which less than a quarter of the words are content words.
 
+    Each Chinese, Japanese or Thai character is a word, and counts as half a word in these numbers.
+
     Args:
         benchmarks (`Mapping[str, Iterable[str]]`):
             Texts of each benchmark, such as prompts and problem statements, by its name.
@@ -108,7 +112,7 @@ class BenchmarkIndex:
             self._add(name, list(texts))
         self._pieces: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
         for statement in self._statements:
-            for start, end in _pieces(len(statement)):
+            for start, end in _pieces(statement):
                 self._pieces[" ".join(statement[start:end])].append((statement, start))
         self._lengths = sorted({piece.count(" ") + 1 for piece in self._pieces})
 
@@ -146,7 +150,7 @@ class BenchmarkIndex:
         for length in self._lengths:
             for position in range(len(words) - length + 1):
                 for statement, start in self._pieces.get(" ".join(words[position : position + length]), ()):
-                    allowed = _allowed_edits(len(statement))
+                    allowed = _allowed_edits(statement)
                     begin = max(0, position - start - allowed)
                     edits = _edits_inside(statement, words[begin : position - start + len(statement) + allowed])
                     if edits <= allowed and (best is None or (edits, -len(statement)) < best[:2]):
@@ -190,9 +194,15 @@ def _words(text: str) -> list[str]:
 def _ngrams(words: Sequence[str], n: int) -> Iterator[str]:
     """Yield the n-grams in which at least a quarter of the words are neither numbers nor common to all tasks."""
     are_content = [bool(content_words([word])) and not word.isdigit() for word in words]
-    for start in range(len(words) - n + 1):
-        if sum(are_content[start : start + n]) >= _CONTENT_SHARE * n:
-            yield " ".join(words[start : start + n])
+    ends = list(accumulate(map(_size, words), initial=0.0))
+    for start in range(len(words)):
+        end = bisect_left(ends, ends[start] + n)
+        if end < len(ends) and sum(are_content[start:end]) >= _CONTENT_SHARE * (end - start):
+            yield " ".join(words[start:end])
+
+
+def _size(word: str) -> float:
+    return 0.5 if _UNSPACED.fullmatch(word) else 1.0
 
 
 def _statements(text: str) -> list[tuple[str, ...]]:
@@ -201,9 +211,9 @@ def _statements(text: str) -> list[tuple[str, ...]]:
     parts = [tuple(_words(part)) for part in (*docstrings, *(_EXAMPLES.split(part)[0] for part in docstrings))]
     prose = _PARAGRAPHS.split("\n\n".join(_FENCE.split(text)[::2]))
     first, *others = [words for part in prose if not _CODE.match(part) and (words := tuple(_words(part)))] or [()]
-    parts += [first, *(words for words in others if len(words) >= _MIN_PARAGRAPH)]
-    found = dict.fromkeys([tuple(_words(text)), *(words for words in parts if len(words) >= _MIN_PART)])
-    return [words for words in found if 0 < len(words) <= _MAX_STATEMENT]
+    parts += [first, *(words for words in others if sum(map(_size, words)) >= _MIN_PARAGRAPH)]
+    found = dict.fromkeys([tuple(_words(text)), *(words for words in parts if sum(map(_size, words)) >= _MIN_PART)])
+    return [words for words in found if words and sum(map(_size, words)) <= _MAX_STATEMENT]
 
 
 def _without(text: str, stock: set[tuple[str, ...]]) -> str:
@@ -227,17 +237,18 @@ def _name_words(name: str) -> list[str]:
     return [word for word in _CAMEL.sub("_", name).split("_") if word]
 
 
-def _allowed_edits(length: int) -> int:
-    return 0 if length < _MIN_EDITED else max(1, length // _WORDS_PER_EDIT)
+def _allowed_edits(statement: Sequence[str]) -> int:
+    size = sum(map(_size, statement))
+    return 0 if size < _MIN_EDITED else max(1, int(size / _WORDS_PER_EDIT))
 
 
-def _pieces(length: int) -> Iterator[tuple[int, int]]:
+def _pieces(statement: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Return the bounds of pieces of a statement, two per allowed edit and one more, so that one piece is unedited.
 
     A swap of neighbors may edit two pieces.
     """
-    number = 2 * _allowed_edits(length) + 1
-    bounds = [round(part * length / number) for part in range(number + 1)]
+    number = 2 * _allowed_edits(statement) + 1
+    bounds = [round(part * len(statement) / number) for part in range(number + 1)]
     return pairwise(bounds)
 
 

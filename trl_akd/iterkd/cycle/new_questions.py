@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from ...generation import TextGenerator, parse_answer
-from ...generation.python_ast import parse
+from ...generation.answers import LANGUAGES
+from ...generation.python_ast import BUILTINS, Statement, parse, statements_of
 from .answers import has_code, refuses
 from .config import CycleConfig
 from .feedback import Feedback
@@ -57,6 +58,17 @@ _ASKS = re.compile(
     r"|construct|convert)\b",
     re.I,
 )
+_ASKS_FOR_PROGRAM = re.compile(
+    rf"{_ASKS.pattern}[^.\n]{{0,60}}\b(?:functions?|programs?|scripts?|class(?:es)?|code|algorithms?|methods?|quer(?:y|ies)"
+    r"|applications?|apps?|games?|tools?|parsers?|simulators?|calculators?)\b|given\b",
+    re.IGNORECASE,
+)
+_STEP = re.compile(
+    r"\b(?:uses? both|(?:both|these) (?:classes|functions|programs|tables)|previous|above|joins? them"
+    r"|steps? \d|(?:uses?|calls?) (?:it|them))\b",
+    re.IGNORECASE,
+)
+"""Beginnings of separate questions in a list, and references between the steps of one."""
 _OPENING = re.compile(
     rf"(?:(?:sure(?:[ \t]thing)?|certainly|of course|absolutely|okay|ok|great|alright|no problem"
     rf"|got it)\b[^\w\n]*(?=\s|$)[ \t]*)?(?:(?:here(?:\Ws|[ \t]+is|[ \t]+are|[ \t]+you[ \t]+go|[ \t]+it[ \t]+is)"
@@ -96,7 +108,7 @@ _LATER_LABEL = re.compile(
     rf"^[#*_> \t]*(?:(?:new|next|another|original) )?{_KIND}[*_ \t]*:", re.IGNORECASE | re.MULTILINE
 )
 _FENCED_CODE = re.compile(
-    r"\n[ \t]*\n(?:```|~~~)(?:python3?|py)?[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)"
+    r"\n[ \t]*\n(?:```|~~~)(?P<tag>[\w+#]*)[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)(?P<end>\s*\Z)?"
 )
 _PLAIN_CODE = re.compile(r"\n[ \t]*\n(?=(?:(?:from|import)[ ]\w|(?:def|class)[ ]\w+.*:[ \t]*\n|@\w+\n))")
 _EXAMPLE_LINE = re.compile(r"\W*(?:input|output|example|sample|returns?|result|>>>|->)|.*(?:->|=>|→)", re.IGNORECASE)
@@ -104,11 +116,26 @@ _ASKS_FOR_CODE = re.compile(
     r"\b(?:write|implement|create|design|develop|build|define|construct|code)\b", re.IGNORECASE
 )
 _SPEAKS_OF_CODE = re.compile(
-    r":\s*\Z|\b(?:below|following|above|existing|starter|skeleton|template|given|complet\w+|refactor\w*|re-?writ\w+"
+    r":\s*\Z|\b(?:below|following|above|existing|starter|skeleton|template|given(?! (?:by|as|in)\b)"
+    r"|complet\w+|refactor\w*|re-?writ\w+"
     r"|optimi[sz]\w+|debug\w*|fix\w*|modif\w+|extend\w*|translat\w+|explain\w*|improv\w+|chang\w+"
     r"|(?:this|the) (?:code|function|program|snippet|class))\b",
     re.IGNORECASE,
 )
+_STARTER = re.compile(r"\byour (?:code|implementation|solution)\b|\btodo\b|\bfill in\b|_{3,}", re.IGNORECASE)
+_LANGUAGE_NAMES = {
+    "cpp": r"c\+\+|cpp",
+    "csharp": "c#",
+    "go": "go|golang",
+    "javascript": "javascript|js|node(?:\\.js)?",
+    "shell": "bash|shell",
+    "sql": "sql|query",
+}
+_ACTS = re.compile(
+    r"\breturn\b|=>|\b(?:printf?|println|puts|echo|Write(?:Line)?|log|Print\w*)\b|\bcout\b|^\s*(?:SELECT|WITH|UPDATE|DELETE)\b",
+    re.IGNORECASE,
+)
+"""Code in languages other than Python that does something, unlike definitions of types and tables."""
 _FENCE = re.compile(
     r"(```|~~~)(?:text|markdown|md|plaintext|txt|json)?[ \t]*\n(?P<text>(?:(?!\1)[\s\S])*?)\n[ \t]*\1[ \t]*"
 )
@@ -130,40 +157,79 @@ _SOLUTION = re.compile(
     r"|my)(?: \w+){0,2} (?:solution|answer|implementation)\b",
     re.IGNORECASE | re.MULTILINE,
 )
+_LABEL_START = (
+    r"^[#*_> \t\d.)-]*(?:(?:an?|the|my|your|sample|example|reference|expected|possible|model|proposed|correct"
+    r"|suggested|full|short|python|optimal|official) )*(?:"
+)
+_LABEL_END = r")[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a][*_]*|$)"
 _CUT_LABEL = re.compile(
-    r"^[#*_> \t\d.)-]*(?:(?:an? |the |my |your )?(?:(?:sample|example|reference|expected|possible|model|proposed"
-    r"|correct|suggested|full|short|python|optimal|official) )*(?:(?:solutions?|answers?"
-    r"|implementations?)(?: (?:sketch|outline|code|idea|steps|key|approach|in \w+))?|explanations?|approach|rationale"
-    r"|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit ?tests?|tests|assertions"
-    r"|why\b[^:\n]{0,60}|skills?(?: practi[sc]ed| trained| tested| required)?|learning (?:goals?|objectives?"
-    r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time|duration"
-    r"|tags|keywords|evaluation(?: criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new"
-    r"|comments? for [^:\n]{0,30}|notes? (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code"
-    r"|key ideas?|alternatively|alternatives?|another (?:option|version|variant)"
-    r"|how to solve[^:\n]{0,30})|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta"
-    r"|explicación|réponse|corrigé|explication|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案"
-    r"|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설"
-    r"|풀이)[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
+    rf"{_LABEL_START}(?:solutions?|answer|implementations?)"
+    r"(?: (?:sketch|outline|code|idea|steps|key|approach|in \w+))?|rationale|justification|why\b[^:\n]{0,60}"
+    r"|skills? (?:practi[sc]ed|trained|tested|required)|learning (?:goals?|objectives?|outcomes?)"
+    r"|concepts? (?:tested|covered)|topics? covered|estimated time|what(?:'s| is) new|comments? for [^:\n]{0,30}"
+    r"|notes? (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code|key ideas?|alternatively"
+    r"|alternatives?|another (?:option|version|variant)|how to solve[^:\n]{0,30}|lösung\w*|antwort|erklärung"
+    r"|begründung|solución|respuesta|explicación|réponse|corrigé|explication|soluzione|risposta|resposta|solução"
+    rf"|решение|ответ|объяснение|答案|参考答案|解答|解法|解析|思路|解説|回答|정답|해설|풀이{_LABEL_END}",
     re.IGNORECASE | re.MULTILINE,
 )
 """Labels of sections after a question that are not part of it."""
+_REMARK_LABEL = re.compile(
+    rf"{_LABEL_START}explanations?|approach|reasoning|discussion|walkthrough|analysis|evaluation(?: criteria)?|grading"
+    rf"|answers|skills?|concepts?|topics?|tags|keywords|duration|differences?|changes?(?: made)?|说明{_LABEL_END}",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Labels of sections that are part of the question unless they are about the exercise."""
+_ABOUT_THE_EXERCISE = re.compile(
+    rf"\b(?:same (?:domain|type|difficulty|skills?|length|level)|(?:this|given|original|previous) {_KIND}|learners?"
+    r"|students? (?:must|need|learn|practi[sc])\w*|practi[sc]es?|the solution|(?:time|space) complexity)\b",
+    re.IGNORECASE,
+)
+_DIFFICULTY = re.compile(
+    rf"{_LABEL_START}difficulty(?: level)?{_LABEL_END}\s*(?:\w+[- ])?(?:easy|medium|moderate|hard|same|beginner"
+    r"|intermediate|advanced|\d+ ?/ ?\d+|[★⭐☆]+)(?: as [\w ]{3,20})?\W*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TEST_LABEL = re.compile(
+    rf"{_LABEL_START}test ?cases?|unit ?tests?|tests|assertions|testfälle|测试用例{_LABEL_END}\s*"
+    r"(?=(?:(?:```|~~~)\w*\s*)?(?:[^\n]*\n){0,9}?[ \t]*(?:self\.)?assert)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Labels of tests that are code; descriptions of cases are part of the question."""
+_CODE_NAME = r"(?:(?:python|final) )?(?:responses?|outputs?|code|program|script|query|results?)"
+_CODE_LABEL = re.compile(
+    rf"^(?:#{{1,6}}[ \t]*[*_]*{_CODE_NAME}[*_]*[ \t]*(?:[:\uff1a][*_]*|$)|\*\*{_CODE_NAME}\*\*[ \t]*$"
+    rf"|[*_]*{_CODE_NAME}[*_]*[ \t]*[:\uff1a][*_]*)\s*",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Labels of sections that are not part of the question if they contain a program, or nothing."""
+_CODE_IN_FENCE = re.compile(
+    r"(?:```|~~~)(?P<tag>[\w+#]*)[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*?)(?:\n?(?:```|~~~)\s*)?\Z"
+)
 _TITLE_LABEL = re.compile(
     r"[#*_> \t]*(?:title|topic|domain|category|difficulty|level|subject|name|标题|titel|título|titre)[*_"
     r" \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
     re.IGNORECASE,
 )
+_FOREIGN_KIND = (
+    r"(?:programmier)?aufgabe(?:nstellung)?|anweisung|übung|tarea|ejercicio|instrucción|consigna|exercice|tâche|énoncé"
+    r"|consigne|compito|esercizio|istruzione|consegna|tarefa|exercício|instrução|задач[аи]|задание|инструкция|упражнение"
+)
 _QUESTION_LABEL = re.compile(
     rf"[#*_> \t]*(?:(?:the |my |your )?(?:{_MADE} |next |similar |related )?(?:{_KIND}|assignment|description"
-    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova )?(?:aufgabe(?:nstellung)?|tarea|ejercicio|exercice"
-    rf"|tâche|énoncé|compito|esercizio|tarefa|exercício|задача|задание))"
+    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova |nova |novo |новая |новое )?(?:{_FOREIGN_KIND}))"
     r"[*_ \t]*(?:\([^()\n]{0,60}\)[*_ \t]*(?=[:\uff1a]))?(?:[:\uff1a][*_]*[ \t]*\n*|[*_ \t]*\n+)",
     re.IGNORECASE,
 )
 _INTRODUCTION = re.compile(
-    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)(?=[^\n:]*\b(?:here|new|next"
+    r"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing|schreibe?|erstelle|entwickle"
+    r"|implementiere|escrib[ae]|cree|implementa|desarrolla|diseña|escreva|crie|implemente|scrivi|écri(?:s|vez)"
+    r"|créez|implémente[rz]?|(?:на)?пиши\w*|создай\w*|реализуй\w*)\b)(?=[^\n:]*\b(?:here|new|next"
     rf"|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?|aqu[ií]|nuev[ao]|siguiente|ecco"
-    rf"|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}|one|aufgabe|tarea|ejercicio"
-    rf"|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_ \t]*\n+",
+    rf"|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}|one|{_FOREIGN_KIND})\b"
+    r"[^\n:]{0,60}[:\uff1a][*_ \t]*\n+"
+    r"|[^\n:\uff1a]{0,40}(?:新しい|次の|以下の)[^\n:\uff1a]{0,12}(?:課題|問題|指示|タスク|お題)[^\n:\uff1a]{0,16}[:\uff1a。]\s*\n+"
+    r"|[^\n:\uff1a]{0,40}(?:새로운|다음|아래)[^\n:\uff1a]{0,12}(?:과제|문제|지시|질문|명령)[^\n:\uff1a]{0,12}[:\uff1a.]\s*\n+",
     re.IGNORECASE,
 )
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
@@ -225,7 +291,7 @@ _CLOSING = re.compile(
     r"|\(?same (?:domain|type|difficulty)\b|feel free\b|good luck\b|happy coding\b|would you like\b"
     r"|end of (?:the )?task"
     rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
-    rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|difficulty[* ]*:|(?:explanation|rationale"
+    rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|(?:explanation|rationale"
     rf"|reasoning|why this task)[* ]*:[^\n]*(?:skill|same|original|given))[\s\S]*\Z",
     re.IGNORECASE,
 )
@@ -360,7 +426,9 @@ def _cut_label(text: str) -> int | None:
         following = text[label.end() :].strip("*_ \t\n")
         if asks and asks.start() < label.start() and (not following or _ASKS.match(following)):
             return label.start()
-    for label in _CUT_LABEL.finditer(text):
+    found = [*_CUT_LABEL.finditer(text), *_TEST_LABEL.finditer(text), *_DIFFICULTY.finditer(text)]
+    found += [label for label in _REMARK_LABEL.finditer(text) if _ABOUT_THE_EXERCISE.search(text, label.end())]
+    for label in sorted(found, key=re.Match.start):
         above = text[: label.start()].rstrip().rpartition("\n")[2]
         if label.start() > 0 and not _EXAMPLE_LINE.match(above):
             return label.start()
@@ -368,25 +436,49 @@ def _cut_label(text: str) -> int | None:
 
 
 def _solution_start(text: str) -> int | None:
-    """Return the start of code that solves the question, in a fence or as paragraphs at the end."""
-    for code in _FENCED_CODE.finditer(text):
-        if _solves(text[: code.start()], code["code"]):
-            return code.start()
+    """Return the start of code that solves the question: in a fence, as paragraphs at the end, or after a label."""
+    for label in _CODE_LABEL.finditer(text):
+        fence = _CODE_IN_FENCE.match(text, label.end())
+        tag, code = (fence["tag"], fence["code"]) if fence else ("", text[label.end() :])
+        if label.start() > 0 and (not code.strip() or _solves(text[: label.start()], code, tag, is_last=True)):
+            return label.start()
+    for block in _FENCED_CODE.finditer(text):
+        if _solves(text[: block.start()], block["code"], block["tag"], is_last=block["end"] is not None):
+            return block.start()
     plain = _PLAIN_CODE.search(text)
     return plain.start() if plain and _solves(text[: plain.start()], text[plain.start() :]) else None
 
 
-def _solves(question: str, code: str) -> bool:
-    """Return whether the question asks for code and the code is a function with a body."""
-    asks_for_code = _ASKS_FOR_CODE.search(question) and not _SPEAKS_OF_CODE.search(question)
-    tree = parse(code) if asks_for_code else None
-    functions = [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return any(
+def _solves(question: str, code: str, tag: str = "", *, is_last: bool = False) -> bool:
+    """Return whether the question asks for code, and the code is a function with a body or, at the end, a program.
+
+    Code of which a part is to be written is not a solution.
+    """
+    if not _ASKS_FOR_CODE.search(question) or _SPEAKS_OF_CODE.search(question) or _STARTER.search(code):
+        return False
+    language = LANGUAGES.get(tag.lower(), tag.lower())
+    if language not in ("", "python"):
+        names = _LANGUAGE_NAMES.get(language, language)
+        asked = re.search(rf"(?<!\w)(?:{names})(?!\w)", question, re.IGNORECASE)
+        return is_last and asked is not None and _ACTS.search(code) is not None
+    tree = parse(code)
+    if tree is None:
+        return False
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    has_body = any(
         not isinstance(statement, ast.Pass | ast.Raise)
         and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
         for function in functions
         for statement in function.body
     )
+    return has_body or (is_last and _is_script(statements_of(code, tree)))
+
+
+def _is_script(statements: Sequence[Statement]) -> bool:
+    """Return whether statements do more than define, and need no names that they do not bind."""
+    bound = BUILTINS.union(*(statement.binds for statement in statements))
+    acts = (each.is_certainly_code and not each.is_import and not each.is_definition for each in statements)
+    return any(acts) and all(statement.needs <= bound for statement in statements)
 
 
 def _first_of_several(text: str) -> str | None:
@@ -397,8 +489,9 @@ def _first_of_several(text: str) -> str | None:
     items = list(_LISTED.finditer(text))
     if [item["number"] for item in items[:2]] != ["1", "2"] or items[0].start():
         return None
-    asks = [_ASKS.match(text[item.end() :]) is not None for item in items]
-    return text[items[0].end() : items[1].start()].strip() if all(asks) else None
+    ends = [*(item.start() for item in items[1:]), len(text)]
+    texts = [text[item.end() : end].strip() for item, end in zip(items, ends, strict=True)]
+    return texts[0] if all(map(_ASKS_FOR_PROGRAM.match, texts)) and not any(map(_STEP.search, texts)) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rapidfuzz.distance import LCSseq
 
 from .records import Question
 
-__all__ = ["NoveltyIndex", "content_words", "filter_novel", "rouge_l"]
+__all__ = ["UNSPACED", "NoveltyIndex", "content_words", "filter_novel", "rouge_l"]
 
 _COMMON = frozenset(
     "a an the to of in for with and or that which is are be by from on as at it its this these those if then such "
@@ -25,8 +25,10 @@ _COMMON = frozenset(
     "design construct find function functions program programs python code method script task take takes taking "
     "return returns returned returning output outputs input inputs print prints accept accepts should can will you "
     "your please following".split()
-)
-_WORD = re.compile(r"\w+")
+) | frozenset("请編编写實实现個个一函数程序代码返回给定输入出使用的了并且和を書いてください関数返すのはがにで")
+UNSPACED = r"[\u0e00-\u0e7f\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]"
+"""Letters of scripts without spaces between words (Han, Kana, Thai), each of which counts as a word."""
+_WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})\w)+")
 
 
 def content_words(words: Sequence[str]) -> list[str]:
@@ -150,7 +152,7 @@ def rouge_l(left: str, right: str) -> float:
     """Return the F-measure of ROUGE-L (Lin, 2004; β = 1) of lower-case words: 2 LCS / (m + n).
 
     Words consist of letters, digits and underscores of any script, whereas Google's `rouge-score` drops non-ASCII
-    characters. A text without words counts as one word.
+    characters. In Chinese, Japanese and Thai, each character is a word. A text without words counts as one word.
 
     Example:
 

@@ -70,6 +70,10 @@ def test_programs_without_a_verdict_are_excluded():
 def test_too_many_programs_without_a_verdict_are_an_error():
     with pytest.raises(RuntimeError, match=r"1 of 2 programs could not be run.*helper died"):
         run({"a": [UNJUDGED], "b": [PASSED]})
+    with pytest.raises(
+        RuntimeError, match=r"16 of 17 .*\(test of the problem 'a', .* of the problem 'e' and 3 more\)"
+    ):
+        run({name: [UNJUDGED] * 2 for name in "abcdefgh"} | {"i": [PASSED]})
 
 
 def test_invalid_test_is_not_a_failure_of_the_model():

@@ -173,6 +173,24 @@ def test_errors_have_one_sentence(flags: list[str], message: str, benchmark_file
     assert message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ("import pytest\nassert triple(1) == 3", "the test imports pytest"),
+        ("import pytest\n@pytest.mark.skip\ndef test_it(): assert triple(1) == 3", "test_it in the test has a pytest"),
+        ("def check(candidate):\n    assert candidate(1) == 3\n", "the test defines check and calls nothing"),
+    ],
+)
+def test_tests_that_cannot_be_run_are_an_error_of_one_sentence(test: str, message: str, tmp_path: Path, capsys):
+    file = write_lines(tmp_path / "tasks.jsonl", [{"task_id": "a", "prompt": "def triple(x):\n", "test": test}])
+    samples = write_lines(tmp_path / "samples.jsonl", [{"task_id": "a", "completion": "    return x * 3\n"}])
+    flags = ["--samples", str(samples), "--benchmark", str(file), "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", *flags, "--allow_code_execution"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("trl-akd: 1 of 1 programs could not be run (test of the problem 'a')")
+    assert message in error and "Traceback" not in error
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_as_one(benchmark_file: Path, tmp_path: Path, model: str):
     written = []

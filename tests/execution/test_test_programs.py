@@ -1,6 +1,7 @@
 """Test programs run as main programs, followed by the tests that they define for a test runner."""
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -135,6 +136,16 @@ def test_no_test_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
             "imports pytest, which packages does not name",
         ),
         ("from pytest import raises\nassert solve(2) == 4", "imports pytest, which packages"),
+        (
+            "METADATA = {\n    'author': 'jt'\n}\n\n\ndef check(candidate):\n    assert candidate(2)\n",
+            r"the test defines check and calls nothing, .* entry_point",
+        ),
+        (
+            '"""Tests."""\nfrom math import inf\nasync def check(f):\n    assert f(2) == 4  # twice',
+            "defines check and",
+        ),
+        ("class Checker:\n    def check(self):\n        assert solve(2) == 4", "defines Checker and calls nothing"),
+        ("def main():\n    test_it()\ndef test_it():\n    assert solve(2) == 4", "defines main and calls nothing"),
     ],
 )
 def test_unrunnable_tests_are_infra_errors(test: str, reason: str) -> None:
@@ -151,6 +162,39 @@ def test_pytest_is_required_only_for_unconditional_imports() -> None:
     assert right.passed and wrong.status == "failed"
     case = next(run_cases(RIGHT, "import pytest", packages={"pytest"}, strict=False, fail_fast=False))
     assert case.text == "import pytest"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "",
+        "# nothing",
+        "import math",
+        "METADATA = {}",
+        "def check(f):\n    assert f(2) == 4\ncheck(solve)",
+        "def check(f):\n    assert f(2) == 4\ncheck(\n    solve\n)",
+        "def check(f):\n    assert f(2) == 4\nif True:\n    check(solve)",
+        "def check(f):\n    assert f(2) == 4\nchecked = check(solve)",
+        "def check(f):\n    assert f(2) == 4\nchecked = [check(f) for f in [solve]]",
+        "def check(f):\n    assert f(2) == 4\n@check\ndef wrapped(x): return solve(x)",
+        "def f(): pass\nx = solve",
+        "class T:\n    assert solve(2) == 4",
+        "from math import inf\nclass T(Base):\n    def test(self): pass",
+        "def f(): pass\ndef test_it():\n    assert solve(2) == 4",
+        "try:\n    def f(): pass\nfinally:\n    solve(2)",
+        "def f(:",
+    ],
+)
+def test_tests_that_may_test_something_run(test: str) -> None:
+    assert discover_tests(test).unrunnable is None
+
+
+@pytest.mark.parametrize("line", ["\n", " \n", "\n\r", "def ", "class", "x\n", "'\n", "#\n"], ids=repr)
+def test_long_tests_cost_the_caller_little(line: str) -> None:
+    start = time.process_time()
+    discover_tests(line * 30_000)
+    discover_tests(line * 30_000 + "\nassert solve(2) == 4")
+    assert time.process_time() - start < 3.0  # once 60 s
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import gzip
 import json
 import logging
 import random
+import time
 from functools import cache
 
 import pytest
@@ -158,6 +159,13 @@ def test_texts_without_words_match_nothing():
     index = BenchmarkIndex({"numbers": ["", "??", "1 2 3 4 5 6 7 8 9 10 11"]})
     assert index.find(Question("1", "Sort 1 2 3 4 5 6 7 8 9 10 11")) is None
     assert index.find(Question("2", "")) is None
+
+
+@pytest.mark.parametrize("line", ["\n", " \n", "--\n", "a()\n", "a(\n", "for \n"], ids=repr)
+def test_long_docstrings_take_little_time(line):
+    start = time.process_time()
+    BenchmarkIndex({"toy": [f'"""Reverse a string.{line * 20_000}b"""']})
+    assert time.process_time() - start < 3.0  # once 50 s
 
 
 def test_seed_questions_are_kept_with_a_warning(caplog):

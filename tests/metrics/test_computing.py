@@ -12,6 +12,7 @@ import pytest
 import trl_akd.metrics
 from trl_akd.execution import ExecutionResult
 from trl_akd.metrics import load
+from trl_akd.metrics.verdicts import UntestedProgramsError
 
 FOLDER = Path(trl_akd.metrics.__file__).parent
 NAMES = ["accuracy_loss", "code_errors", "pass_at_k"]
@@ -105,12 +106,13 @@ def test_programs_without_a_verdict_are_excluded(fake: type[FakeExecutor]) -> No
 
 @pytest.mark.parametrize("name", ["pass_at_k", "code_errors"])
 def test_too_many_programs_without_a_verdict_are_an_error(fake: type[FakeExecutor], name: str) -> None:
-    with pytest.raises(RuntimeError, match=r"2 of 100 programs could not be run.*no processes left"):
+    message = r"2 of 100 programs could not be run \(test references\[0\]\).*no processes left"
+    with pytest.raises(UntestedProgramsError, match=message):
         load(name).compute(predictions=[["good"] * 98 + ["lost"] * 2], references=["a"])
 
 
 def test_no_task_left_for_k(fake: type[FakeExecutor]) -> None:
-    with pytest.raises(RuntimeError, match="No task has k=100 programs that could be run"):
+    with pytest.raises(UntestedProgramsError, match="No task has k=100 programs that could be run"):
         load("pass_at_k").compute(predictions=[["good"] * 99 + ["lost"]], references=["a"], k=100)
 
 

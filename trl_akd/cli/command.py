@@ -158,6 +158,7 @@ def start(command: str, actions: Mapping[str, Action], argv: list[str] | None = 
     """
     from ..execution import IsolationError
     from ..generation import GenerationError
+    from ..metrics.verdicts import UntestedProgramsError
 
     action, words = actions[name], [command, name] if name else [command]
     summary = action.summary if name else None
@@ -175,7 +176,7 @@ def start(command: str, actions: Mapping[str, Action], argv: list[str] | None = 
         if action.one_process:
             require_one_process(f"`trl-akd {' '.join(words)}`")
         parsed = line.dataclasses()
-    with user_errors((*SETUP_ERRORS, GenerationError, IsolationError)):
+    with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, UntestedProgramsError)):
         action.run(*parsed)
 
 

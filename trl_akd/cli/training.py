@@ -29,6 +29,7 @@ from ..hub.model_card import RECIPE_FILE, git_commit
 from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
+from ..metrics.verdicts import UntestedProgramsError
 from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .command import check_output, require_step
@@ -72,8 +73,8 @@ def distill(
     """Train, save and, if requested, evaluate and push to the Hub.
 
     Raises:
-        UserError: If an argument is wrong, before training, or if the logits of a model are not finite, during
-        training.
+        UserError: If an argument is wrong, before training, or if the logits of a model are not finite, or programs
+        cannot be tested, during training.
     """
     with user_errors((*SETUP_ERRORS, GenerationError)):
         method.check(script_args, training_args, model_args, benchmark_args)
@@ -86,7 +87,7 @@ def distill(
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
     set_provenance(trainer, method.name, script_args, recipe)
-    with user_errors((FloatingPointError, GenerationError)), _setup_errors(trainer):
+    with user_errors((FloatingPointError, GenerationError, UntestedProgramsError)), _setup_errors(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     require_step(trainer)
     _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
@@ -166,7 +167,7 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: boo
     """
     trainer.save_model(_internal_call=True)  # otherwise the model would also be pushed here
     if trainer.eval_dataset is not None:
-        with user_errors((GenerationError,)):
+        with user_errors((GenerationError, UntestedProgramsError)):
             _report(trainer, "eval", trainer.evaluate())
     trainer.save_state()
     if is_trained:

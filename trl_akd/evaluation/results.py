@@ -73,7 +73,7 @@ def summarize(
 
     Raises:
         ValueError: If a test is not a Python program.
-        RuntimeError: If more than 1 % of the programs have infrastructure errors.
+        UntestedProgramsError: If more than 1 % of the programs have infrastructure errors.
     """
     entry_points = {problem.task_id: problem.entry_point for problem in benchmark.problems}
     tasks = {task_id: {"samples": 0, "correct": 0} for task_id in entry_points}

@@ -9,15 +9,15 @@ from typing import TypeAlias
 
 __all__ = ["DiscoveredTests", "discover_tests"]
 
-_MAY_NEED_DISCOVERY = re.compile(
-    r"^\s*(?:async\s+)?def\s+test|^\s*class\s|\b(?:unittest|pytest|SystemExit|exit|quit)\b", re.M
-)
+_MAY_NEED_DISCOVERY = re.compile(r"\b(?:def\s+test|class\s|(?:unittest|pytest|SystemExit|exit|quit)\b)")
+_CHECK = re.compile(r"assert\b|[^\W\d][\w.]*\(")
 _EXITS = {"exit", "quit", "SystemExit", "sys.exit", "unittest.main", "unittest.TestProgram"}
 _NAMESPACE_LOOKUPS = {"globals", "locals", "vars", "dir"}
 _PYTEST_HOOKS = {
     f"{when}_{what}" for when in ("setup", "teardown") for what in ("module", "function", "class", "method")
 }
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+_CONSTANT = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.unaryop, ast.expr_context)
 _Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 _Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -62,7 +62,8 @@ def discover_tests(test: str) -> DiscoveredTests:
 
         ```
     """
-    if not _MAY_NEED_DISCOVERY.search(test):
+    last_line = test.rstrip().rpartition("\n")[2]
+    if _CHECK.match(last_line) and not _MAY_NEED_DISCOVERY.search(test):
         return DiscoveredTests()
     try:
         tree = ast.parse(test)
@@ -87,7 +88,9 @@ def discover_tests(test: str) -> DiscoveredTests:
         runners=tuple(name for name in ("unittest", "pytest") if name in test) + _guarded_runners(tree.body, nodes),
         exits=tuple(_position(node) for node in nodes if _is_exit(node, names)),
         imports_pytest=any(map(_imports_pytest, tree.body)),
-        unrunnable=_missing_tests(called, statements, bool(functions)) or _needs_pytest(left, statements),
+        unrunnable=_missing_tests(called, statements, bool(functions))
+        or _needs_pytest(left, statements)
+        or (None if left else _calls_nothing(tree.body)),
     )
 
 
@@ -159,6 +162,27 @@ def _missing_tests(called: set[str], statements: list[ast.stmt], has_functions: 
     if "pytest.main" in called and not (has_functions or any(isinstance(node, ast.ClassDef) for node in statements)):
         return "the test calls pytest.main() and defines no test function"
     return None
+
+
+def _calls_nothing(body: list[ast.stmt]) -> str | None:
+    """Return a message if a module only imports, and defines functions, classes of functions, and constants."""
+    defined = [node.name for node in body if isinstance(node, (*_FUNCTION, ast.ClassDef))]
+    if not defined or not all(map(_only_defines, body)):
+        return None
+    return (
+        f"the test defines {defined[0]} and calls nothing, so every program would pass; call it in the test with the "
+        "function to be tested, or give the row an entry_point"
+    )
+
+
+def _only_defines(node: ast.stmt) -> bool:
+    if isinstance(node, _FUNCTION):
+        return not node.decorator_list
+    if isinstance(node, ast.ClassDef):
+        return not (node.decorator_list or node.bases or node.keywords) and all(map(_only_defines, node.body))
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr):
+        return all(isinstance(part, _CONSTANT) for part in ast.walk(node.value)) if node.value else True
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.Pass)
 
 
 def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | None:

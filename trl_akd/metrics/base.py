@@ -137,7 +137,7 @@ def run_programs(
 
     Raises:
         ValueError: If a test is not a Python program.
-        RuntimeError: If more than 1 % of the programs have infrastructure errors.
+        UntestedProgramsError: If more than 1 % of the programs have infrastructure errors.
     """
     programs = [[json.loads(program) for program in task] for task in predictions]
     tests = [json.loads(reference) for reference in references]

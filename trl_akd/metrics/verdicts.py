@@ -5,9 +5,14 @@ from collections.abc import Iterable, Sequence
 from trl_akd.execution.result import ExecutionResult
 from trl_akd.metrics.statistics import pass_at_k_over_tasks
 
-__all__ = ["check_verdicts", "scores"]
+__all__ = ["UntestedProgramsError", "check_verdicts", "scores"]
 
 _MAX_INFRA_ERRORS = 0.01  # fraction of the programs
+_MAX_NAMED = 5
+
+
+class UntestedProgramsError(RuntimeError):
+    """So many programs could not be tested that a score of the others would mislead."""
 
 
 def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
@@ -18,9 +23,10 @@ def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
 
     Raises:
         ValueError: If a test is not a Python program.
-        RuntimeError: If more than 1 % of the programs have infrastructure errors.
+        UntestedProgramsError: If more than 1 % of the programs have infrastructure errors.
     """
     total, unjudged, first = 0, 0, ""
+    names: dict[str, None] = {}
     for name, result in verdicts:
         total += 1
         if result.stage == "compile" and result.origin == "test":
@@ -28,10 +34,13 @@ def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
         if result.status == "infra_error":
             first = first if unjudged else result.message
             unjudged += 1
+            names[name] = None
     if unjudged > _MAX_INFRA_ERRORS * total:
-        raise RuntimeError(
-            f"{unjudged} of {total} programs could not be run, and a score of the rest would mislead; fix what the "
-            f"first one reports: {first}"
+        listed = ", ".join(list(names)[:_MAX_NAMED])
+        listed += f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        raise UntestedProgramsError(
+            f"{unjudged} of {total} programs could not be run (test {listed}), and a score of the rest would mislead; "
+            f"fix what the first one reports: {first}"
         )
 
 
@@ -51,13 +60,15 @@ def scores(
         tasks.
 
     Raises:
-        RuntimeError: If no task has k programs without infrastructure errors.
+        UntestedProgramsError: If no task has k programs without infrastructure errors.
     """
     found: dict[str, float] = {}
     for k in sorted(set(values_of_k)):
         covered = [(n, c) for n, c in zip(num_samples, num_correct, strict=True) if n >= k]
         if not covered:
-            raise RuntimeError(f"No task has k={k} programs that could be run; run again or choose a smaller k.")
+            raise UntestedProgramsError(
+                f"No task has k={k} programs that could be run; run again or choose a smaller k."
+            )
         interval = pass_at_k_over_tasks([n for n, _ in covered], [c for _, c in covered], k, confidence=confidence)
         found[f"pass@{k}"] = interval.value
         found[f"pass@{k}_low"] = interval.low

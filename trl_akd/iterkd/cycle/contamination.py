@@ -25,8 +25,8 @@ _UNSPACED = re.compile(UNSPACED)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
 _DOCSTRING = re.compile(r"(?:\"{3}|'{3})(.*?)(?:\"{3}|'{3})", re.DOTALL)
 _EXAMPLES = re.compile(
-    r">>>|^\W*(?:for )?examples?\b.{0,20}$|^\W*for (?:example|instance)\b"
-    r"|^\s*[\w.]+\(.*\)\s*(?:==|=>|->|➞|=|returns?)",
+    r">>>|^[^\w\n]*+(?:for )?examples?\b.{0,20}$|^[^\w\n]*+for (?:example|instance)\b"
+    r"|^[ \t]*+[\w.]+\(.*\)\s*(?:==|=>|->|➞|=|returns?)",
     re.IGNORECASE | re.MULTILINE,
 )
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")

@@ -61,10 +61,10 @@ class Source:
 
     @cached_property
     def binders(self) -> dict[str, list[int]]:
-        """Numbers of the statements that bind each name."""
+        """Numbers of the statements that bind each name, at once or, for functions, when they are called."""
         found: dict[str, list[int]] = {}
         for number, statement in enumerate(self.statements):
-            for name in () if statement.is_main else statement.binds:
+            for name in () if statement.is_main else statement.binds | statement.binds_when_called:
                 found.setdefault(name, []).append(number)
         return found
 

@@ -118,7 +118,7 @@ class _Assembly:
     def _keep_values(self) -> None:
         """Keep all values of the selected source, for code that looks up names at run time."""
         for number, statement in enumerate(self._sources[self._chosen].statements):
-            is_value = isinstance(statement.node, ASSIGNMENTS) and not READS_INPUT.search(statement.text)
+            is_value = isinstance(statement.node, ASSIGNMENTS) and not statement.reads_input
             if is_value and self._entry_point not in statement.calls:
                 self._keep(self._chosen, number)
 
@@ -226,7 +226,7 @@ class _SetUps:
         self._readers: dict[str, list[str]] = {}
         self._changers: dict[str, list[str]] = {}
         self._callers: dict[str, list[str]] = {}
-        given = {name for each in source.statements if READS_INPUT.search(each.text) for name in each.binds}
+        given = {name for each in source.statements if each.reads_input for name in each.binds}
         for number, statement in enumerate(source.statements):
             if statement.is_function and not statement.needs & {"print", "input", entry_point}:
                 for function in statement.binds:

@@ -294,6 +294,11 @@ class Statement:
             return False
         return not self.calls & {"print", "input"}
 
+    @cached_property
+    def reads_input(self) -> bool:
+        """Whether the statement reads standard input."""
+        return READS_INPUT.search(self.text) is not None
+
     @property
     def asserts(self) -> bool:
         """Whether the statement contains assertions, as tests do."""

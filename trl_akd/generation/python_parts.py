@@ -12,7 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from .python_ast import ASSIGNMENTS, READS_INPUT, Statement, does_something, parse, statements_of
+from .python_ast import ASSIGNMENTS, Statement, does_something, parse, statements_of
 
 __all__ = ["Part", "PartKind", "Source"]
 
@@ -75,7 +75,7 @@ class Source:
         """
         binding = self.binders.get(name, [])
         defining = [number for number in binding if self.statements[number].defines(name)] or binding
-        given = [number for number in defining if not READS_INPUT.search(self.statements[number].text)] or defining
+        given = [number for number in defining if not self.statements[number].reads_input] or defining
         complete = [number for number in given if self.parses or self.statements[number].completeness(name)]
         return complete or given
 

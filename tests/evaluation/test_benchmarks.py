@@ -108,10 +108,41 @@ def test_long_integers_and_no_tests_are_untestable(row: dict):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code"), [("# Add.\n", "# Add.\n"), ("def f(x):\n", "def f(x):\n"), ("Add two numbers, please.", "")]
+    "prompt",
+    [
+        "Add two numbers, please.",
+        "\u7f16\u5199\u51fd\u6570double\u8fd4\u56de\u53c2\u6570\u7684\u4e24\u500d",
+        "Task: double",
+        "double",
+        "double(x)",
+        "return double",
+        "Sort, reverse",
+        "Double\nTriple",
+        "42",
+        "x in y",
+    ],
 )
-def test_prose_prompts_are_not_part_of_the_program(prompt: str, code: str):
-    assert read_problem({"task_id": 1, "prompt": prompt, "test": "pass"}, "line 1").code_prompt == code
+def test_prose_prompts_are_not_part_of_the_program(prompt: str):
+    assert read_problem({"task_id": 1, "prompt": prompt, "test": "pass"}, "line 1").code_prompt == ""
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "# Add.\n",
+        "def f(x):\n",
+        "def f(\n    x,\n):\n    # Double.\n",
+        "class Stack:\n",
+        '"""Add two numbers."""\n',
+        "import math\n",
+        "from math import *\nlimit: int\n",
+        "LIMIT = 10\n",
+        "@cache\ndef f(x):",
+        "for x in range(3):\n",
+    ],
+)
+def test_code_prompts_are_part_of_the_program(prompt: str):
+    assert read_problem({"task_id": 1, "prompt": prompt, "test": "pass"}, "line 1").code_prompt == prompt
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,21 @@ def test_other_answers_do_not_continue_it(answer: str):
     assert "one" not in names or names["one"]() is None
 
 
-def test_future_imports_come_before_the_problem_s_own():
-    program = program_of_answer(HELPED, f"```python\nfrom __future__ import annotations\n{CODE}\n```")
-    exec(compile(program, "program", "exec"), {})
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"from __future__ import annotations\n{CODE}",
+        f"from __future__ import (\n    annotations,\n    division,\n)\n{CODE}",
+        f"from __future__ import annotations; import os\n{CODE}",
+        f'"""One."""\n# First\nfrom __future__ import \\\n    annotations\n\n{CODE}',
+        'def one():\n    text = """\nfrom __future__ import division\n"""\n    return text.count(\'division\')',
+    ],
+)
+def test_future_imports_come_before_the_problem_s_own(code: str):
+    program = program_of_answer(HELPED, f"```python\n{code}\n```")
+    names: dict = {}
+    exec(compile(program, "program", "exec", dont_inherit=True), names)
+    assert names["one"]() == 1
 
 
 @pytest.mark.parametrize("after", ["", "\nThe last line:\n```python\n    return 1\n```", "\nThat is `return 1`."])

@@ -226,9 +226,29 @@ def _called(asserts: Sequence[str], solution: str | None) -> str | None:
     return next(iter(known or (name for name in called if not hasattr(builtins, name))), None)
 
 
+_MAY_BE_WORDS = (
+    ast.Expr,
+    ast.Return,
+    ast.Raise,
+    ast.Assert,
+    ast.Delete,
+    ast.Pass,
+    ast.Break,
+    ast.Continue,
+    ast.Global,
+)
+
+
 def _is_code(prompt: str) -> bool:
-    """Return whether a prompt parses as code, alone or with a body."""
-    return any(parse(f"{prompt}{body}") is not None for body in ("", "\n    pass\n"))
+    """Return whether a prompt, alone or with a body, parses as code and is more than words such as `Task: double`."""
+    trees = filter(None, (parse(f"{prompt}{body}") for body in ("", "\n    pass\n")))
+    return any(not tree.body or not all(map(_may_be_words, tree.body)) for tree in trees)
+
+
+def _may_be_words(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return not isinstance(node.value.value, str)
+    return isinstance(node, _MAY_BE_WORDS) or (isinstance(node, ast.AnnAssign) and node.value is None)
 
 
 _TEXTS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}

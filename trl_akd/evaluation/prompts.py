@@ -12,7 +12,7 @@ from ..generation import parse_answer
 from ..generation.answers import extract_program
 from ..generation.programs import find_program
 from ..generation.python_ast import defines, line_of_error, parse, returns
-from ..generation.python_parts import Part
+from ..generation.python_parts import Part, Source
 from ..hub.model_card import PromptFormat
 from .problems import Problem
 
@@ -160,9 +160,12 @@ def program_of_answer(problem: Problem, answer: str) -> str:
             continued = _continued(problem.code_prompt, problem.entry_point, body)
             if continued is not None:
                 return find_program([Part(continued, "python")], problem.entry_point) or continued
-    futures = [line for line in program.split("\n") if line.startswith("from __future__ import")]
-    rest = "\n".join(line for line in program.split("\n") if not line.startswith("from __future__ import"))
-    return "\n".join(filter(None, [*futures, _preamble(problem), rest]))
+    source = Source(Part(program, "python"))
+    futures = [statement.text for statement in source.statements if source.parses and statement.is_future_import]
+    if futures:
+        others = [number for number, statement in enumerate(source.statements) if not statement.is_future_import]
+        program = source.text_of(others)
+    return "\n".join(filter(None, [*futures, _preamble(problem), program]))
 
 
 def _continued(code: str, entry_point: str, text: str) -> str | None:

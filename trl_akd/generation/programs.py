@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 from .python_ast import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
 from .python_parts import Part, Source
 
 __all__ = ["find_program", "is_marked_data", "is_marked_right", "is_marked_wrong"]
 
+_Item = TypeVar("_Item")
 _DYNAMIC = {"globals", "eval", "exec", "locals", "vars"}
 
 
@@ -116,7 +118,7 @@ class _Assembly:
     def _keep_values(self) -> None:
         """Keep all values of the selected source, for code that looks up names at run time."""
         for number, statement in enumerate(self._sources[self._chosen].statements):
-            is_value = isinstance(statement.node, ASSIGNMENTS) and not READS_INPUT.search(statement.text)
+            is_value = isinstance(statement.node, ASSIGNMENTS) and not statement.reads_input
             if is_value and self._entry_point not in statement.calls:
                 self._keep(self._chosen, number)
 
@@ -219,38 +221,51 @@ class _SetUps:
         self._source = source
         self._by_name: dict[str, list[int]] = {}
         self._by_argument: dict[str, list[int]] = {}
-        self._calls: dict[str, list[int]] = {}
-        self._functions: dict[str, list[str]] = {}
+        self._calls: dict[str, list[int]] = {}  # by the function that is called
+        self._effects: dict[str, list[int]] = {}  # those without a use of the result
+        self._readers: dict[str, list[str]] = {}
+        self._changers: dict[str, list[str]] = {}
+        self._callers: dict[str, list[str]] = {}
+        given = {name for each in source.statements if each.reads_input for name in each.binds}
         for number, statement in enumerate(source.statements):
-            if statement.may_set_up:
+            if statement.is_function and not statement.needs & {"print", "input", entry_point}:
+                for function in statement.binds:
+                    _add(self._readers, () if statement.asserts else statement.needs, function)
+                    _add(self._changers, statement.changes_when_called, function)
+                    _add(self._callers, statement.needs, function)
+            elif statement.may_set_up:
                 _add(self._by_name, statement.changes, number)
-                if statement.is_expression and entry_point not in statement.needs:
+                is_use = not statement.is_expression and (statement.asserts or statement.needs & given)
+                if entry_point not in statement.needs and not is_use:
                     _add(self._by_argument, statement.gives, number)
-                    _add(self._calls, statement.calls, number)
-        for function in self._calls:
-            definitions = [source.statements[number] for number in source.binders.get(function, [])]
-            needs = {name for statement in definitions if statement.is_function for name in statement.needs}
-            if not needs & {"print", "input", entry_point}:
-                for name in needs:
-                    self._functions.setdefault(name, []).append(function)
+                    _add(self._calls, statement.calls_or_passes, number)
+                    _add(self._effects, statement.calls_or_passes if statement.is_expression else (), number)
 
     def of(self, name: str) -> list[int]:
         """Return the numbers of the statements that set up the object of a name.
 
         They set an item or an attribute or call a method of it or, if it is neither a function nor a class, pass it as
-        an argument or call a function that uses it.
+        an argument or call a function that changes it, directly or through other functions. Expression statements may
+        also call functions that only use it.
         """
         found = self._by_name.pop(name, [])
-        if not any(self._source.statements[number].is_definition for number in self._source.binders[name]):
-            found += self._by_argument.pop(name, [])
-            for function in self._functions.pop(name, []):
-                found += self._calls.pop(function, [])
+        binding = (self._source.statements[number] for number in self._source.binders[name])
+        if any(statement.is_definition and name in statement.binds for statement in binding):
+            return found
+        found += self._by_argument.pop(name, [])
+        for function in self._readers.pop(name, []):
+            found += self._effects.pop(function, [])
+        waiting = self._changers.pop(name, [])
+        while waiting:
+            function = waiting.pop()
+            found += self._calls.pop(function, [])
+            waiting += self._callers.pop(function, [])
         return found
 
 
-def _add(index: dict[str, list[int]], names: Iterable[str], number: int) -> None:
+def _add(index: dict[str, list[_Item]], names: Iterable[str], item: _Item) -> None:
     for name in names:
-        index.setdefault(name, []).append(number)
+        index.setdefault(name, []).append(item)
 
 
 # The prose before a block

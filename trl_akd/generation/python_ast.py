@@ -147,7 +147,16 @@ class Statement:
     @cached_property
     def binds(self) -> frozenset[str]:
         """Names that the statement binds."""
-        return frozenset(_bound(self._now if isinstance(self.node, _COMPOUND) else [self.node]))
+        if isinstance(self.node, _COMPOUND):
+            return frozenset(_bound(self._now))
+        inside = () if isinstance(self.node, ast.ClassDef) else self._now
+        return frozenset(_bound([self.node, *(node for node in inside if isinstance(node, ast.NamedExpr))]))
+
+    @cached_property
+    def binds_when_called(self) -> frozenset[str]:
+        """Names that the statement, if it is a function, declares as global."""
+        nodes = ast.walk(self.node) if self.is_function else ()
+        return frozenset(name for node in nodes if isinstance(node, ast.Global) for name in node.names)
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -176,13 +185,14 @@ class Statement:
     @cached_property
     def changes(self) -> frozenset[str]:
         """Names of objects of which the statement sets an item or an attribute or calls a method."""
-        names = set()
-        for node in self._now:
-            if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
-                names.add(_root(node))
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                names.add(_root(node.value.func) if isinstance(node.value.func, ast.Attribute) else None)
-        return frozenset(filter(None, names))
+        return frozenset(_changed(self._now))
+
+    @cached_property
+    def changes_when_called(self) -> frozenset[str]:
+        """Global names that a function assigns or whose objects it may change; without a result, all that it uses."""
+        nodes = [*ast.walk(self.node)]
+        changed = {*_changed(nodes), *_given(nodes)} if self.asserts or returns(self.node) else self.needs
+        return self.binds_when_called | (self.needs & changed)
 
     @cached_property
     def calls(self) -> frozenset[str]:
@@ -192,9 +202,14 @@ class Statement:
 
     @cached_property
     def gives(self) -> frozenset[str]:
-        """Names of objects that are passed as arguments when the statement runs."""
+        """Names of objects that are passed as arguments in expression statements."""
+        return frozenset(_given(self._now))
+
+    @cached_property
+    def calls_or_passes(self) -> frozenset[str]:
+        """Names of functions that are called, or passed to others that may call them, when the statement runs."""
         arguments = (argument for node in self._now if isinstance(node, ast.Call) for argument in node.args)
-        return frozenset(argument.id for argument in arguments if isinstance(argument, ast.Name))
+        return self.calls | {argument.id for argument in arguments if isinstance(argument, ast.Name)}
 
     @property
     def is_definition(self) -> bool:
@@ -285,6 +300,16 @@ class Statement:
             return False
         return not self.calls & {"print", "input"}
 
+    @cached_property
+    def reads_input(self) -> bool:
+        """Whether the statement reads standard input."""
+        return READS_INPUT.search(self.text) is not None
+
+    @property
+    def asserts(self) -> bool:
+        """Whether the statement contains assertions, as tests do."""
+        return any(isinstance(node, ast.Assert) for node in ast.walk(self.node))
+
     def defines(self, name: str) -> bool:
         """Return whether the statement defines a name, rather than assigning it in a use of the program."""
         if name not in self.binds or self.is_main:
@@ -294,7 +319,8 @@ class Statement:
         if self.is_definition:
             return True
         if isinstance(self.node, _COMPOUND):
-            kinds = (*_DEFINITIONS, *ASSIGNMENTS, ast.Import, ast.ImportFrom)
+            changes = ASSIGNMENTS if name not in self.needs_now else ()  # `x = x + 1` needs another definition
+            kinds = (*_DEFINITIONS, *changes, ast.Import, ast.ImportFrom)
             return any(name in _bound([node]) for node in self._now if isinstance(node, kinds))
         value = getattr(self.node, "value", None)
         if isinstance(value, ast.Lambda | ast.Name | ast.Attribute):
@@ -434,12 +460,54 @@ def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield from _target_names(target)
             case ast.withitem(optional_vars=ast.expr() as target):
                 yield from _target_names(target)
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                yield name
+            case ast.Expr(ast.Call(ast.Name("exec"), [ast.Constant(str(source)), *_])) if tree := parse(source):
+                yield from _bound(tree.body)
             case ast.Import(names=names) | ast.ImportFrom(names=names):
                 yield from (alias.asname or alias.name.partition(".")[0] for alias in names)
 
 
 def _target_names(target: ast.expr) -> Iterator[str]:
-    yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    for node in ast.walk(target):
+        match node:
+            case ast.Name(name, ast.Store()) | ast.Subscript(ast.Call(ast.Name("globals")), ast.Constant(str(name))):
+                yield name
+
+
+def _changed(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the names of objects that are changed, by setting an item or an attribute or by calling a method."""
+    for node in nodes:
+        changed: list[ast.expr] = []
+        match node:
+            case ast.Subscript(ctx=ast.Store() | ast.Del()) | ast.Attribute(ctx=ast.Store() | ast.Del()):
+                changed = [node]
+            case ast.Call(ast.Name("setattr" | "delattr"), [target, *_]):
+                changed = [target]
+            case ast.Expr(value):
+                changed = [call.func for call in _unused_calls(value) if isinstance(call.func, ast.Attribute)]
+        yield from filter(None, map(_root, changed))
+
+
+def _given(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the names of objects that are passed to calls in expression statements."""
+    values = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    calls = (node for value in values for node in ast.walk(value) if isinstance(node, ast.Call))
+    yield from filter(None, (_root(argument) for call in calls for argument in call.args))
+
+
+def _unused_calls(value: ast.expr) -> Iterator[ast.Call]:
+    """Yield the calls in an expression statement whose results are not used, also in comprehensions and lambdas."""
+    waiting: list[tuple[ast.AST, bool]] = [(value, True)]
+    while waiting:
+        node, is_unused = waiting.pop()
+        if isinstance(node, ast.Call) and is_unused:
+            yield node
+        passes_on = is_unused and isinstance(node, ast.BoolOp | ast.IfExp | ast.Await | ast.List | ast.Tuple)
+        for field, child in ast.iter_fields(node):
+            is_result = passes_on or field == "elt" or (field == "body" and isinstance(node, ast.Lambda))
+            children = child if isinstance(child, list) else [child]
+            waiting += [(each, is_result) for each in children if isinstance(each, ast.AST)]
 
 
 def _loaded(nodes: Iterable[ast.AST]) -> set[str]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from .python_ast import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement, does_something, parse, statements_of
+from .python_ast import ASSIGNMENTS, BUILTINS, Statement, does_something, parse, statements_of
 
 __all__ = ["Part", "PartKind", "Source"]
 
@@ -64,10 +64,10 @@ class Source:
 
     @cached_property
     def binders(self) -> dict[str, list[int]]:
-        """Numbers of the statements that bind each name."""
+        """Numbers of the statements that bind each name, at once or, for functions, when they are called."""
         found: dict[str, list[int]] = {}
         for number, statement in enumerate(self.statements):
-            for name in () if statement.is_main else statement.binds:
+            for name in () if statement.is_main else statement.binds | statement.binds_when_called:
                 found.setdefault(name, []).append(number)
         return found
 
@@ -78,7 +78,7 @@ class Source:
         """
         binding = self.binders.get(name, [])
         defining = [number for number in binding if self.statements[number].defines(name)] or binding
-        given = [number for number in defining if not READS_INPUT.search(self.statements[number].text)] or defining
+        given = [number for number in defining if not self.statements[number].reads_input] or defining
         complete = [number for number in given if self.parses or self.statements[number].completeness(name)]
         return complete or given
 

@@ -85,7 +85,7 @@ def distill(
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
     set_provenance(trainer, method.name, script_args, recipe)
-    with user_errors((FloatingPointError, GenerationError)), _setup_errors(trainer):
+    with user_errors((FloatingPointError, GenerationError)), _errors_of_settings(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     require_step(trainer)
     _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
@@ -102,8 +102,11 @@ class _Start(TrainerCallback):
 
 
 @contextmanager
-def _setup_errors(trainer: "AKDTrainer") -> Iterator[None]:
-    """Turn errors of `train` before its first batch, due to a wrong value or a missing package, into `UserError`."""
+def _errors_of_settings(trainer: "AKDTrainer") -> Iterator[None]:
+    """Turn errors of `train` due to a wrong value or a missing package into `UserError`.
+
+    These are errors before the first batch, and that of a `metric_for_best_model` that no evaluation reports.
+    """
     start = _Start()
     trainer.add_callback(start)
     try:
@@ -112,6 +115,10 @@ def _setup_errors(trainer: "AKDTrainer") -> Iterator[None]:
         if start.reached:
             raise
         raise UserError(f"training cannot start: {error}") from error
+    except KeyError as error:
+        if "`metric_for_best_model`" not in str(error):
+            raise
+        raise UserError(str(error.args[0])) from error
 
 
 def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
@@ -360,6 +367,8 @@ def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dat
 
     train, test = read(script_args.dataset_train_split), None
     evaluates = args.eval_strategy != "no"
+    if args.eval_on_start and not evaluates:
+        raise ValueError("`eval_on_start` is on, but `eval_strategy` is 'no'; set it to 'steps' or 'epoch'.")
     if script_args.test_size is not None:
         size = script_args.test_size
         train, test = split_off(train, size if size < 1 else int(size), args.seed)

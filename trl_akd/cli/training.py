@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -279,7 +279,7 @@ def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> Non
     trainer.save_metrics(split, metrics)
 
 
-def find_checkpoint(args: AKDConfig) -> str | None:
+def find_checkpoint(args: TrainingArguments) -> str | None:
     """Return the checkpoint from which training continues, or `None` for a new run.
 
     Raises:
@@ -309,7 +309,8 @@ def find_checkpoint(args: AKDConfig) -> str | None:
             "trainer_state.json); give the path of a folder such as checkpoint-500, or true for the last one in "
             "`output_dir`."
         )
-    args.check_checkpoint(requested)
+    if isinstance(args, AKDConfig):
+        args.check_checkpoint(requested)
     return str(requested)
 
 

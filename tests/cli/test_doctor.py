@@ -123,8 +123,12 @@ def test_the_method_is_the_one_with_the_fields(field: str):
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown GPU": ({}, ["--gpu", "h1000"], "`gpu` is 'h1000', which is not known; did you mean 'h100'?"),
     "no memory": ({}, ["--gpu", "t4", "--gpu_memory_gb", "0"], "`gpu_memory_gb` is 0.0; give a positive number"),
-    "empty batch": ({"per_device_train_batch_size": 0}, [], "`per_device_train_batch_size` is 0; give at least 1"),
-    "no micro-batch": ({"gradient_accumulation_steps": 0}, [], "`gradient_accumulation_steps` is 0; give at least 1"),
+    "empty batch": ({"per_device_train_batch_size": 0}, [], "`per_device_train_batch_size` is 0; give a number of at"),
+    "no micro-batch": (
+        {"gradient_accumulation_steps": 0},
+        [],
+        "`gradient_accumulation_steps` is 0; give a number of at",
+    ),
     "too long": ({"max_length": 100_000}, [], "`max_length` is 100,000, but"),
     "unreachable": ({"model_name_or_path": "nowhere/at-all"}, [], "needs the architecture of 'nowhere/at-all'"),
     "no student": ({"model_name_or_path": None}, [], "`model_name_or_path` is not set"),

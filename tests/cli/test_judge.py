@@ -53,6 +53,23 @@ def test_train_a_generative_judge(files: list[str], tmp_path: Path):
     assert metrics["eval_unjudged"] == 1.0 and metrics["eval_loss"] > 0 and (out / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("kind", ["regression", "generative"])
+def test_a_judge_resumes(kind: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "judge"
+    flags = ["judge", "train", *files, *TRAINING, "--kind", kind, "--max_length", "2048", "--max_new_tokens", "2"]
+    flags += ["--output_dir", str(out), "--save_strategy", "steps", "--save_steps", "1", "--resume_from_checkpoint"]
+    assert main([*flags, "true"]) == 2
+    assert "`resume_from_checkpoint` is true, but `output_dir`" in capsys.readouterr().err
+    assert main([*flags, "false"]) == 0
+    assert main([*flags, "false"]) == 2
+    assert "has checkpoints of an earlier run, which this one would replace" in capsys.readouterr().err
+    assert main([*flags, "true", "--max_steps", "3"]) == 0
+    state = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3 and (out / "checkpoint-2").is_dir()
+    assert main([*flags, str(out / "checkpoint-2"), "--max_steps", "4"]) == 0
+    assert (out / "checkpoint-4").is_dir()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["regression", "generative"])
 def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):

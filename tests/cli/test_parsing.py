@@ -6,6 +6,8 @@ from inspect import get_annotations
 from typing import get_type_hints
 
 import pytest
+import yaml
+from transformers.debug_utils import DebugOption
 
 from tests.commands import COMMANDS, argument_types
 from trl_akd.cli.parsing import RecipeParser, field_descriptions, read_options
@@ -231,6 +233,14 @@ def test_flags_that_are_on_by_default_can_be_turned_off(parser: RecipeParser, re
     assert read(parser, recipe({"gradient_checkpointing": False})).gradient_checkpointing is False
     assert parser.values(Recipe(), ["--no_gradient_checkpointing"]).gradient_checkpointing is False
     assert parser.values(Recipe()).gradient_checkpointing is True
+
+
+@pytest.mark.parametrize("line", ["debug: underflow_overflow", "debug: [underflow_overflow]"])
+def test_choices_of_a_list_are_text(line: str, parser: RecipeParser, settings: dict, recipe):
+    for values in (read(parser, recipe(line)), parser.values(Recipe(), ["--debug", "underflow_overflow"])):
+        assert yaml.safe_load(yaml.safe_dump(vars(values)))["debug"] == ["underflow_overflow"]
+    values = read(parser, recipe({**settings, "debug": "underflow_overflow"}))
+    assert DebugOption.UNDERFLOW_OVERFLOW in parser.dataclasses(values)[1].debug
 
 
 def test_dataclasses(parser: RecipeParser, settings: dict, recipe):

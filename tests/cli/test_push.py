@@ -107,6 +107,13 @@ def test_default_names(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch):
     assert ("model", "me/run") in hub.repositories
 
 
+@pytest.mark.parametrize("flags", [[], ["--hub_model_id", "run"]])
+def test_the_card_names_the_namespace_of_the_user(hub: Hub, run: Path, flags: list[str]):
+    assert main(["push", str(run), *flags]) == 0
+    text = pushed_card(hub, "me/run").text
+    assert text.count('from_pretrained("me/run")') == 2 and '"run"' not in text
+
+
 def test_an_adapter_of_a_local_base_model(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     adapted(tmp_path / "run", tmp_path / "base")
     assert main(["push", str(tmp_path / "run"), "--hub_model_id", "me/adapter"]) == 0
@@ -178,6 +185,8 @@ def test_plans(hub: Hub, tmp_path: Path):
     assert main(["push", str(tmp_path), "--hub_dataset_id", "me/plans"]) == 0
     files = hub.files("me/plans", kind="dataset")
     assert set(files) == {"README.md", "plans.parquet"} and b"| Teacher" in files["README.md"]
+    assert main(["push", str(tmp_path), "--hub_dataset_id", "short"]) == 0
+    assert b'load_dataset("me/short", ' in hub.files("me/short", kind="dataset")["README.md"]
     assert b"/models" not in files["README.md"]
     folder = tmp_path / "again"
     folder.mkdir()

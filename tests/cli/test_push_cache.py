@@ -221,3 +221,9 @@ def test_an_error_without_a_message(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("trl_akd.hub.download.snapshot_download", time_out)
     with pytest.raises(HubError, match=r"could not be downloaded from the Hub \(TimeoutError\)"):
         CachedTeacher("me/cache")
+
+
+def test_the_card_of_a_cache_names_the_namespace_of_the_user(hub: Hub, tmp_path: Path):
+    assert main(["push", str(make_cache(tmp_path / "cache"))]) == 0
+    card = hub.files("me/cache", kind="dataset")["README.md"]
+    assert b"teacher_cache: me/cache" in card and b"trl-akd cache inspect me/cache" in card

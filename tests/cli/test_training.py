@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
 
 from tests import tiny
+from trl_akd.akd.akd_trainer import AKDTrainer
+from trl_akd.cli import main
 from trl_akd.cli.akd import METHOD
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.recipes import Recipe
@@ -147,3 +150,43 @@ def test_different_vocabulary(parse, pair: tuple[str, str], tmp_path: Path):
     _, training_args, model_args, _ = parse(teacher_model_name_or_path=str(other))
     with pytest.raises(ValueError, match=r"id .* is 'a' for the student but 'b' for the teacher"):
         load_tokenizers(METHOD, model_args, training_args)
+
+
+WRONG = {
+    "learning_rate: -1": "`learning_rate` is -1.0; give a number of at least 0",
+    "learning_rate: .nan": "`learning_rate` is nan; give a number of at least 0",
+    "adam_beta1: 1.5": "`adam_beta1` is 1.5; give a number of at least 0 and below 1",
+    "adam_beta2: -0.1": "`adam_beta2` is -0.1",
+    "weight_decay: .inf": "`weight_decay` is inf",
+    "gradient_accumulation_steps: 0": "`gradient_accumulation_steps` is 0; give a number of at least 1",
+    "per_device_train_batch_size: 0": "`per_device_train_batch_size` is 0",
+    "per_device_eval_batch_size: -1": "`per_device_eval_batch_size` is -1",
+    "dataloader_num_workers: -1": "`dataloader_num_workers` is -1; give a number of at least 0",
+    "accelerator_config: {foo: 1}": "unexpected keyword argument 'foo'; check the names in the fields `*_kwargs` and",
+    "eval_on_start: true": "`eval_on_start` is on, but `eval_strategy` is 'no'",
+    "model_init_kwargs: {foo: 1}": "unexpected keyword argument 'foo'; check the names in the fields `*_kwargs` and",
+    "teacher_model_init_kwargs: {foo: 1}": "unexpected keyword argument 'foo'; check the names in the fields",
+    "optim: schedule_free_adamw": "training cannot start: You need to install `schedulefree`",
+    "lr_scheduler_type: cosine_with_min_lr": "training cannot start: One of min_lr or min_lr_rate should be set",
+    "lr_scheduler_type: warmup_stable_decay": "training cannot start: get_wsd_schedule() missing 1 required",
+    "lr_scheduler_kwargs: {foo: 1}": "training cannot start: get_linear_schedule_with_warmup() got an unexpected",
+    "dataloader_persistent_workers: true": "training cannot start: persistent_workers option needs num_workers > 0",
+    "eval_strategy: steps\neval_steps: 1\nsave_strategy: best\nmetric_for_best_model: foo": "is set to 'eval_foo'",
+}
+
+
+@pytest.mark.parametrize("lines", WRONG)
+def test_wrong_settings_have_one_sentence(
+    lines: str, settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["akd", "--config", recipe({**settings, **yaml.safe_load(lines)})]) == 2
+    assert WRONG[lines] in capsys.readouterr().err
+
+
+def test_bugs_in_training_have_a_traceback(settings: dict[str, Any], recipe, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(AKDTrainer, "compute_loss", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["akd", "--config", recipe(settings)])

@@ -234,6 +234,7 @@ class AKDConfig(GKDConfig):
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
+        self._check_ranges()
         self._check_served_teacher()
         self._check_divergence()  # its arguments may have been text, which TRL reads
         self._check_vllm()
@@ -368,6 +369,16 @@ class AKDConfig(GKDConfig):
         if not (is_count or (optional and value is None)):
             remedy = " or None" if optional else ""
             raise ValueError(f"`{name}` is {value!r}; give an integer of at least 1{remedy}.")
+
+    def _check_ranges(self) -> None:
+        """Refuse inherited numbers that transformers would only refuse once the models are loaded."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not (_is_finite(value) and value >= least):
+                raise ValueError(f"`{name}` is {value!r}; give a number of at least {least}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give a number of at least 0 and below 1.")
 
     def _check_divergence(self) -> None:
         knobs = self.divergence_kwargs
@@ -655,6 +666,16 @@ _OF_COLOCATED_VLLM = (
     "vllm_gpu_memory_utilization",
     "vllm_tensor_parallel_size",
 )
+
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+}
 
 _NUMBERS = ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight")
 

@@ -222,13 +222,15 @@ def train_and_save(trainer: "Trainer", evaluate: Callable[[], dict[str, float]] 
     """Train, save the model, and log and save the metrics of training and of `evaluate`.
 
     Raises:
-        ValueError: If the rows fill no batch.
+        ValueError: If the rows fill no batch, or there is no checkpoint to resume from, or one that would be replaced.
         UserError: If no step was trained.
     """
     from ..distributed import require_batch
+    from .training import find_checkpoint
 
+    checkpoint = find_checkpoint(trainer.args)
     require_batch(trainer.get_train_dataloader(), trainer.args)
-    result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     require_step(trainer)
     trainer.log_metrics("train", result.metrics)
     trainer.save_model()

@@ -165,7 +165,6 @@ def _estimate(
     from ..doctor.remedies import find_remedies
     from ..doctor.report import Report, usable_memory
 
-    _check_counts(values)
     on_any_machine = Namespace(**{**vars(values), **_OF_A_GPU})
     doctor, script_args, args, model_args, *others = parser.dataclasses(on_any_machine)
     method.check(script_args, args, model_args, *others)
@@ -334,13 +333,6 @@ def _is_small(folder: Path) -> bool:
     """Return whether a folder has the weights of a model that is quick to load."""
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     return 0 < sum(sizes) <= _SMALL
-
-
-def _check_counts(values: Namespace) -> None:
-    """Refuse batches without rows, which the training arguments accept."""
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(values, name) < 1:
-            raise ValueError(f"`{name}` is {getattr(values, name)}; give at least 1.")
 
 
 def _settings(

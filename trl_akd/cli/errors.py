@@ -39,11 +39,15 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[None]:
-    """Turn errors of these kinds into `UserError`."""
+    """Turn errors of these kinds into `UserError`, and during setup also that of an unknown name in `*_kwargs`."""
     try:
         yield
     except kinds as error:
         raise UserError(_remote_code_message(error) or _text(error)) from error
+    except TypeError as error:
+        if ValueError not in kinds or "got an unexpected keyword argument" not in str(error):
+            raise
+        raise UserError(f"{error}; check the names in the fields `*_kwargs` and `*_config`.") from error
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:

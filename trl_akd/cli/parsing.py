@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import date
 from difflib import get_close_matches
+from enum import Enum
 from inspect import cleandoc, get_annotations
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -193,6 +194,9 @@ class RecipeParser(TrlParser):
         values, unknown = self.parse_known_args(self._current_flags(flags), Namespace(**self._converted(recipe)))
         if unknown:
             raise ValueError(self._unknown_flag(unknown[0]))
+        for name, value in vars(values).items():
+            if isinstance(value, list):
+                setattr(values, name, [item.value if isinstance(item, Enum) else item for item in value])
         self._read_json_objects(values)
         _refuse_keys(values)
         for option in _OPTIONS:

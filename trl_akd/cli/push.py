@@ -135,7 +135,7 @@ def push_model(
     """
     from ..hub.files import find_adapter_base, is_adapter, is_replaced, student_files, with_adapter_base
     from ..hub.model_card import hub_name
-    from ..hub.upload import repeat_command, upload
+    from ..hub.upload import full_name, repeat_command, upload
 
     files: Files = student_files(folder)
     if "README.md" not in files:
@@ -159,20 +159,22 @@ def push_model(
             )
         elif is_adapter(files) and base_model is not None:
             files = with_adapter_base(files, base_model)
+        sentence = repeat_command(
+            folder,
+            hub_model_id=repository,
+            hub_dataset_id=hub_dataset_id,
+            private=private,
+            merge_adapter=merge_adapter or None,
+            base_model=base_model,
+            revision=revision,
+            commit_message=commit_message,
+        )
+        repository = full_name(repository, sentence, token)
         return upload(
             repository,
             {**files, "README.md": _card(folder / "README.md", repository, files, hub_name(base))},
             message=commit_message or "Upload of the student",
-            kept=repeat_command(
-                folder,
-                hub_model_id=repository,
-                hub_dataset_id=hub_dataset_id,
-                private=private,
-                merge_adapter=merge_adapter or None,
-                base_model=base_model,
-                revision=revision,
-                commit_message=commit_message,
-            ),
+            kept=sentence,
             token=token,
             private=private,
             revision=revision,
@@ -195,7 +197,7 @@ def push_dataset(
         HubError: If the upload fails.
     """
     from ..hub.datasets import upload_dataset
-    from ..hub.upload import repeat_command, upload
+    from ..hub.upload import full_name, repeat_command, upload
 
     kept = repeat_command(
         folder, hub_dataset_id=repository, private=private, revision=revision, commit_message=commit_message
@@ -205,6 +207,7 @@ def push_dataset(
         from ..teachers.cache_card import cache_files, is_cache_file
 
         message = commit_message or "Upload of the teacher cache"
+        repository = full_name(repository, kept)
         files = cache_files(folder, repository)
         return upload(repository, files, message=message, repo_type="dataset", replaces=is_cache_file, **where)
     return upload_dataset(repository, _content(folder), message=commit_message, **where)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -87,7 +87,7 @@ def distill(
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
     set_provenance(trainer, method.name, script_args, recipe)
-    with user_errors((FloatingPointError, GenerationError, UntestedProgramsError)), _setup_errors(trainer):
+    with user_errors((FloatingPointError, GenerationError, UntestedProgramsError)), _errors_of_settings(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     require_step(trainer)
     _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
@@ -104,8 +104,11 @@ class _Start(TrainerCallback):
 
 
 @contextmanager
-def _setup_errors(trainer: "AKDTrainer") -> Iterator[None]:
-    """Turn errors of `train` before its first batch, due to a wrong value or a missing package, into `UserError`."""
+def _errors_of_settings(trainer: "AKDTrainer") -> Iterator[None]:
+    """Turn errors of `train` due to a wrong value or a missing package into `UserError`.
+
+    These are errors before the first batch, and that of a `metric_for_best_model` that no evaluation reports.
+    """
     start = _Start()
     trainer.add_callback(start)
     try:
@@ -114,6 +117,10 @@ def _setup_errors(trainer: "AKDTrainer") -> Iterator[None]:
         if start.reached:
             raise
         raise UserError(f"training cannot start: {error}") from error
+    except KeyError as error:
+        if "`metric_for_best_model`" not in str(error):
+            raise
+        raise UserError(str(error.args[0])) from error
 
 
 def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
@@ -274,7 +281,7 @@ def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> Non
     trainer.save_metrics(split, metrics)
 
 
-def find_checkpoint(args: AKDConfig) -> str | None:
+def find_checkpoint(args: TrainingArguments) -> str | None:
     """Return the checkpoint from which training continues, or `None` for a new run.
 
     Raises:
@@ -304,7 +311,8 @@ def find_checkpoint(args: AKDConfig) -> str | None:
             "trainer_state.json); give the path of a folder such as checkpoint-500, or true for the last one in "
             "`output_dir`."
         )
-    args.check_checkpoint(requested)
+    if isinstance(args, AKDConfig):
+        args.check_checkpoint(requested)
     return str(requested)
 
 
@@ -362,6 +370,8 @@ def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dat
 
     train, test = read(script_args.dataset_train_split), None
     evaluates = args.eval_strategy != "no"
+    if args.eval_on_start and not evaluates:
+        raise ValueError("`eval_on_start` is on, but `eval_strategy` is 'no'; set it to 'steps' or 'epoch'.")
     if script_args.test_size is not None:
         size = script_args.test_size
         train, test = split_off(train, size if size < 1 else int(size), args.seed)

@@ -317,11 +317,8 @@ class RunSettings:
         and the teacher's signal, since it may come from a cache or a server.
 
         Raises:
-            ValueError: If a row is longer than the models' positions, or the batch is empty.
+            ValueError: If a row is longer than the models' positions.
         """
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(args, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(args, name)}; give at least 1.")
         length = args.max_length
         if length is None:
             length = getattr(student.text_config, "max_position_embeddings", None) or 2048

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .markdown import code, code_block, escape, markdown_table
 from .private import check_no_secrets
-from .upload import upload
+from .upload import full_name, upload
 
 __all__ = ["DatasetContent", "dataset_files", "size_category", "upload_dataset"]
 
@@ -73,6 +73,7 @@ def upload_dataset(
         for name, rows in content.tables.items()
     }
     check_no_secrets(texts, token)
+    repository = full_name(repository, kept, token)
     return upload(
         repository,
         dataset_files(repository, content),

@@ -25,7 +25,17 @@ from .files import Files
 from .private import check_no_secrets
 from .scores import FewerProblemsError, read_card
 
-__all__ = ["HubError", "first_line", "hub_api", "repeat_command", "request", "retried", "update_card", "upload"]
+__all__ = [
+    "HubError",
+    "first_line",
+    "full_name",
+    "hub_api",
+    "repeat_command",
+    "request",
+    "retried",
+    "update_card",
+    "upload",
+]
 
 CARD = "README.md"
 _ATTEMPTS = 5
@@ -43,6 +53,17 @@ class HubError(OSError):
 def hub_api() -> HfApi:
     """Return a client of the Hub, which is `HF_ENDPOINT` in the environment."""
     return HfApi(library_name="trl_akd", library_version=__version__)
+
+
+def full_name(repository: str, kept: str, token: str | None = None) -> str:
+    """Return the name of a repository with its namespace, by default that of the token's user.
+
+    Raises:
+        HubError: If the user of the token cannot be read; `kept` is as in `upload`.
+    """
+    if "/" in repository:
+        return repository
+    return f"{request(lambda: hub_api().whoami(token=token)['name'], repository, kept)}/{repository}"
 
 
 def upload(

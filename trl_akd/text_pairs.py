@@ -1,12 +1,13 @@
 """Sequence classifiers of pairs of texts, for the ranker of programs and the judge of answers."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +19,8 @@ from transformers import (
 )
 
 from .distributed import default_device
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["LabeledPair", "PairClassifier", "encode_pairs", "hold_out", "load_classifier", "make_pair_trainer"]
 
@@ -144,7 +147,7 @@ def make_pair_trainer(
         names (`Sequence[str]`):
             Names of the outputs.
         max_length (`int`):
-            Maximum number of tokens per pair; saved with the tokenizer.
+            Maximum number of tokens per pair, at most the model's number of positions; saved with the tokenizer.
         compute_metrics (`Callable`):
             Computes metrics from outputs and labels.
         compute_loss (`Callable`, *optional*):
@@ -158,6 +161,10 @@ def make_pair_trainer(
         raise ValueError(f"the model has {model.config.num_labels} classes; load it with num_labels={len(names)}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    positions = _positions(model)
+    if positions is not None and max_length > positions:
+        logger.warning(f"`max_length` is {max_length}, but the model has {positions} positions, which are the limit.")
+        max_length = positions
     tokenizer.model_max_length = max_length
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.id2label = dict(enumerate(names))
@@ -177,3 +184,12 @@ def make_pair_trainer(
         compute_metrics=compute_metrics,
         compute_loss_func=compute_loss,
     )
+
+
+def _positions(model: Any) -> int | None:
+    """Return the number of positions that tokens can have; RoBERTa's begin after that of padding."""
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, layer in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            return layer.num_embeddings - layer.padding_idx - 1
+    return positions

@@ -52,7 +52,7 @@ def make(trainer_class: Any, folder: Path, rows: Any, model: Any = None, collate
     config = SFTConfig if issubclass(trainer_class, SFTTrainer) else TrainingArguments
     given = {
         name: settings.pop(name)
-        for name in ("eval_dataset", "compute_loss_func", "compute_metrics", "peft_config")
+        for name in ("eval_dataset", "compute_loss_func", "compute_metrics", "peft_config", "formatting_func")
         if name in settings
     }
     return trainer_class(
@@ -378,11 +378,30 @@ def test_options_without_effect(rows, tmp_path: Path, settings: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    "setting", [{"loss_type": "dft"}, {"completion_only_loss": True}, {"assistant_only_loss": True}], ids=str
+    "setting",
+    [
+        {"loss_type": "dft"},
+        {"completion_only_loss": True},
+        {"assistant_only_loss": True},
+        {"shuffle_dataset": True},
+    ],
+    ids=str,
 )
 def test_settings_of_sft_without_effect(rows, tmp_path: Path, setting: dict[str, Any]):
     [name] = setting
     with pytest.raises(ValueError, match=f"`{name}` is .*leave it out|`{name}=True`"):
+        make(TunedTrainer, tmp_path, rows, **setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"pad_to_multiple_of": 64}, "`pad_to_multiple_of` is 64, but the collator, which pads the batches, has None"),
+        ({"formatting_func": lambda row: row["problem"]}, "`formatting_func` is given"),
+    ],
+)
+def test_settings_of_sft_that_the_collator_replaces(rows, tmp_path: Path, setting: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         make(TunedTrainer, tmp_path, rows, **setting)
 
 

@@ -54,6 +54,10 @@ def executor():
         ("while f(1):\n    assert f(2)\nassert f(7)", 2),
         ("def twice(x):\n    return 2 * x\nassert f(twice(1))\nassert f(twice(2))", 2),
         ("if True: assert f(1)\nassert f(2)", 2),
+        ("if f(0):\n    assert f(1)\n    assert f(2)\nassert f(3)", 2),
+        ("for k, v in {1: 2, **inputs()}.items():\n    assert f(k)\nassert f(7)", 2),
+        ("for k in {'a', 'b'}:\n    assert f(k)\nassert f(7)", 2),
+        ("def test_one():\n    assert f(1)\n    assert f(2)\ntest_one()\ntest_one()", 2),
         ("try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\nassert f(1)", 2),
         ("try:\n    import numpy\nexcept ImportError:\n    raise\nassert f(1)\nassert f(2)", 2),
         (CHECK, 5),
@@ -169,6 +173,41 @@ FORMS = {
     "a list that is read later": (
         "seen = []\nwith open(__import__('os').devnull) as file:\n    seen.append(double(1))\n    assert seen == [2]\n"
         "assert seen[0] == 2\nassert double(-1) == -2"
+    ),
+    "a loop over a dict": "for a, b in {1: 2, 2: 4, -1: -2}.items():\n    assert double(a) == b",
+    "a loop over the keys of a variable": "d = {1: 0, 2: 0, -1: 0}\nfor a in d.keys():\n    assert double(a) == 2 * a",
+    "test functions": (
+        "def test_one():\n    assert double(1) == 2\n"
+        "def test_more():\n    assert double(2) == 4\n    assert double(-1) == -2"
+    ),
+    "a test class": (
+        "class TestDouble:\n    def test_one(self):\n        assert double(1) == 2\n"
+        "    def test_more(self):\n        assert double(2) == 4\n        assert double(-1) == -2"
+    ),
+    "unittest": (
+        "import unittest\nclass Doubles(unittest.TestCase):\n"
+        "    def setUp(self):\n        self.one = 1\n"
+        "    def test_one(self):\n        self.assertEqual(double(self.one), 2)\n"
+        "    def test_more(self):\n        for a in (2, -1):\n            self.assertEqual(double(a), 2 * a)\n"
+        "if __name__ == '__main__':\n    unittest.main()"
+    ),
+    "an error that unittest expects": (
+        "from unittest import TestCase\nclass Doubles(TestCase):\n"
+        "    def test(self):\n        self.assertEqual(double(1), 2)\n        self.assertEqual(double(-1), -2)\n"
+        "        with self.assertRaises(ZeroDivisionError):\n            1 // (double(2) - 4)"
+    ),
+    "the main block": (
+        "if __name__ == '__main__':\n    assert double(1) == 2\n    assert double(2) == 4\n    assert double(-1) == -2"
+    ),
+    "a function of the main block": (
+        "def main():\n    assert double(1) == 2\n    assert double(2) == 4\n    assert double(-1) == -2\n"
+        "if __name__ == '__main__':\n    main()"
+    ),
+    "an if that is always true": (
+        "if True:\n    assert double(1) == 2\n    assert double(2) == 4\nassert double(-1) == -2"
+    ),
+    "assertions that set a name": (
+        "assert (a := double(1)) == 2\nassert (b := double(a)) == 4\nassert double(b - 5) == -2 and b == 4"
     ),
     "loops that share a name": (
         "for a in [1]:\n    out = double(a)\n    assert out == 2\n"

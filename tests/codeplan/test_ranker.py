@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, EvalPrediction, LlamaConfig, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    EvalPrediction,
+    GPT2Config,
+    LlamaConfig,
+    RobertaConfig,
+    TrainingArguments,
+)
 
 from tests import tiny
 from trl_akd.cli import ranker as command
@@ -186,6 +194,29 @@ def test_a_ranker_learns_is_saved_and_ranks(tmp_path: Path, labels: str):
     assert scores.index(max(scores)) == 1 and all(0 <= score <= 1 for score in scores)
     alone = [ranker.score("Problem 99.", [program])[0] for program in programs]
     assert alone == pytest.approx(scores, abs=1e-5), "padding and company make no difference"
+
+
+@pytest.mark.parametrize(
+    ("config", "usable"),
+    [
+        (RobertaConfig(max_position_embeddings=34, pad_token_id=1), 32),
+        (BertConfig(max_position_embeddings=32), 32),
+        (GPT2Config(n_positions=32), 32),
+        (LlamaConfig(max_position_embeddings=32, num_key_value_heads=2, head_dim=8), 32),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_pairs_fit_the_positions_of_the_model(tmp_path: Path, config, usable: int, caplog):
+    size = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config.update({"vocab_size": 320, "num_labels": 2, "bos_token_id": None, "eos_token_id": 257, **size})
+    model, tokenizer = AutoModelForSequenceClassification.from_config(config), tiny.tokenizer()
+    row = {"id": "1", "problem": "p" * 40, "program": "c" * 40}
+    rows = [{**row, "label": label} for label in ("correct", "wrong_answer")]
+    made = make_ranker_trainer(model, tokenizer, arguments(tmp_path, max_steps=1), rows, labels="binary")
+    assert f"`max_length` is 1024, but the model has {usable} positions" in caplog.text
+    assert {len(row["input_ids"]) for row in made.train_dataset} == {usable} and tokenizer.model_max_length == usable
+    made.train()
+    assert len(Ranker(model, tokenizer).score("p" * 99, ["c" * 99])) == 1
 
 
 def test_ranking_accuracy_by_hand():

@@ -34,13 +34,14 @@ else:
 
 __all__ = ["CodePLANMixin", "EpochCallback", "PlanningTrainer", "codeplan_loss"]
 
-# Settings that CodePLAN's loss does not use, with the values that ask for nothing else. TRL before 1.15 resolves its
-# default of `loss_type` to one of the two.
+# Settings that CodePLAN does not use, with the values that ask for nothing else. TRL before 1.15 resolves its default
+# of `loss_type` to one of the two.
 _UNUSED_SETTINGS: dict[str, tuple[Any, ...]] = {
     "label_smoothing_factor": (0.0,),
     "loss_type": ("nll", "chunked_nll"),
     "completion_only_loss": (None,),
     "assistant_only_loss": (False,),
+    "shuffle_dataset": (False,),
 }
 
 
@@ -179,7 +180,13 @@ class CodePLANMixin(PlanningTrainer):
         for name, neutral in _UNUSED_SETTINGS.items():
             value = getattr(self.args, name, neutral[0])
             if value not in neutral:
-                raise ValueError(f"`{name}` is {value!r}, which CodePLAN's loss does not use; leave it out.")
+                raise ValueError(f"`{name}` is {value!r}, which CodePLANMixin does not use; leave it out.")
+        multiple = getattr(self.args, "pad_to_multiple_of", None)
+        if multiple not in (None, self.data_collator.pad_to_multiple_of):
+            raise ValueError(
+                f"`pad_to_multiple_of` is {multiple}, but the collator, which pads the batches, has "
+                f"{self.data_collator.pad_to_multiple_of}; give it to DataCollatorForCodePLAN."
+            )
         if self.compute_loss_func is not None:
             raise ValueError("`compute_loss_func` is given, but CodePLANMixin computes the loss; leave it out.")
         if self.compute_metrics is not None:
@@ -200,8 +207,15 @@ class CodePLANMixin(PlanningTrainer):
                 "tasks of a batch; launch with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
         """Return the rows unchanged, since the collator tokenizes them."""
+        if formatting_func is not None:
+            raise ValueError(
+                "`formatting_func` is given, but the collator of CodePLANMixin reads the columns `problem`, "
+                "`solution` and `plan`; leave it out."
+            )
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:

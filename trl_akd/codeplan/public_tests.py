@@ -2,11 +2,12 @@
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..execution import ExecutionResult, Tests
+from ..execution.test_discovery import discover_tests
 from ..generation.python_ast import parse
 
 __all__ = ["pass_fractions", "split_tests"]
@@ -22,9 +23,10 @@ def split_tests(test: str) -> list[str]:
     r"""Split a test program into one program per case.
 
     A case is a statement that contains an assertion or calls a function of the test program that does: at the top
-    level, as in MBPP, or in a function that is called once, as HumanEval's `check`. In a loop over a literal list,
-    each iteration is a case. Each program has one case and all other statements; values that other statements read
-    from an omitted case, such as a sum, are still computed. `assert True` is not a case.
+    level, as in MBPP, under `if __name__ == "__main__":`, in a function that is called once, as HumanEval's `check`,
+    or in a test function or method that a test runner calls. In a loop over a literal list or dict, each iteration is
+    a case. Each program has one case and all other statements; values that other statements read from an omitted case,
+    such as a sum, are still computed. `assert True` is not a case.
 
     Returns:
         `list[str]`: One program per case, in order; only `test` if it does not parse or has a single case.
@@ -41,7 +43,7 @@ def split_tests(test: str) -> list[str]:
     if tree is None:
         return [test]
     try:
-        program = _TestProgram(tree)
+        program = _TestProgram(tree, discover_tests(test).functions)
         cases = list(program.cases(tree.body))
         return [_keep_one_case(test, program, cases, case) for case in cases] if len(cases) > 1 else [test]
     except RecursionError:
@@ -87,7 +89,8 @@ class _Case:
 class _TestProgram:
     """The functions and names of a test program, by which its cases are found."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, discovered: Collection[str]) -> None:
+        self._discovered = discovered
         self._functions = {node.name: node for node in tree.body if isinstance(node, _FUNCTIONS)}
         self._reads, self._writes = _names(tree, ast.Load), _names(tree, ast.Store)
         assignments = (node for node in ast.walk(tree) if isinstance(node, ast.Assign))
@@ -99,14 +102,28 @@ class _TestProgram:
             self._asserting |= found
 
     def cases(self, body: Sequence[ast.stmt]) -> Iterator[_Case]:
-        """Yield the cases in a body and in the functions that it calls once."""
+        """Yield the cases in a body, and in the functions that it calls once or that a test runner calls."""
         for statement in body:
             name = _called(statement)
-            if name in self._functions and self._reads[name] == 1:
+            if inner := self._runs_unconditionally(statement):
+                yield from self.cases(inner)
+            elif name in self._functions and self._reads[name] == 1:
                 yield from self.cases(self._functions[name].body)
             elif self._asserts(statement):
                 iterations = self._iterations(statement)
                 yield from (_Case(statement, number) for number in iterations) if iterations else [_Case(statement)]
+
+    def _runs_unconditionally(self, statement: ast.stmt) -> Sequence[ast.stmt]:
+        """Return the statements inside another one that run once: of a test, or of an `if` that is always true."""
+        match statement:
+            case ast.FunctionDef(name, body=body) if name in self._discovered:
+                return body
+            case ast.ClassDef(name, bases, body=body) if name in self._discovered or any(map(_is_test_case, bases)):
+                methods = (item for item in body if isinstance(item, _FUNCTIONS) and item.name.startswith("test"))
+                return [inner for method in methods for inner in method.body]
+            case ast.If(ast.Constant(True) | ast.Compare(ast.Name("__name__"), [ast.Eq()]), body, []):
+                return body
+        return ()
 
     def droppable(self, case: _Case) -> list[ast.stmt]:
         """Return the statements of a case that other cases do not need: all, or only its assertions."""
@@ -128,6 +145,8 @@ class _TestProgram:
             return called is not None and (called in self._asserting or called.startswith("."))
         if isinstance(node, (*_FUNCTIONS, ast.ClassDef, ast.Lambda)):
             return False
+        if isinstance(node, ast.With) and any(_expects_error(item.context_expr) for item in node.items):
+            return True
         return any(map(self._asserts, ast.iter_child_nodes(node)))
 
     def _iterations(self, statement: ast.stmt) -> range | None:
@@ -142,6 +161,10 @@ class _TestProgram:
         match value:
             case ast.List(elts) | ast.Tuple(elts):
                 return None if any(isinstance(item, ast.Starred) for item in elts) else len(elts)
+            case ast.Dict(keys):
+                return None if None in keys else len(keys)
+            case ast.Call(ast.Attribute(mapping, "items" | "keys" | "values"), [], []):
+                return self._length(mapping)
             case ast.Name(name) if self._writes[name] == 1 and name in self._values and self._reads[name] == 1:
                 return self._length(self._values[name])
             case ast.Call(ast.Name("enumerate"), [inner, *_]):
@@ -182,6 +205,8 @@ class _Only(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         place = _place(node) if isinstance(node, ast.stmt) else None
         if place is not None and place in self._dropped:
+            if isinstance(node, ast.Assert) and any(isinstance(each, ast.NamedExpr) for each in ast.walk(node)):
+                return ast.Expr(node.test)  # other statements may read the names that it sets
             return None
         if place == self._place and isinstance(node, ast.For) and self._kept.iteration is not None:
             number = self._kept.iteration
@@ -219,6 +244,16 @@ def _called(node: ast.AST) -> str | None:
     return None
 
 
+def _is_test_case(base: ast.expr) -> bool:
+    return isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith("TestCase")
+
+
+def _expects_error(context: ast.expr) -> bool:
+    """Return whether a context manager is that of `assertRaises`, `pytest.raises` or the like."""
+    name = ast.unparse(context.func).rpartition(".")[2] if isinstance(context, ast.Call) else ""
+    return name.startswith(("assert", "raises"))
+
+
 def _names(node: ast.AST, context: type[ast.expr_context]) -> Counter[str]:
     found = (each for each in ast.walk(node) if isinstance(each, ast.Name))
     return Counter(each.id for each in found if isinstance(each.ctx, context))
@@ -231,7 +266,7 @@ def _changed(statement: ast.stmt) -> set[str]:
         match node:
             case ast.AugAssign(target=ast.Name(name)):
                 changed.add(name)
-            case ast.Expr(ast.Call(ast.Attribute(ast.Name(name)))):
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name(name), method))) if not method.startswith("assert"):
                 changed.add(name)
             case ast.Subscript(ast.Name(name), ctx=ast.Store()) | ast.Attribute(ast.Name(name), ctx=ast.Store()):
                 changed.add(name)

@@ -61,7 +61,7 @@ class RankerModel:
         labels (`str`, *optional*, defaults to `"error_type"`):
             Classes: `"binary"`, `"ternary"` or `"error_type"`.
         max_length (`int`, *optional*, defaults to `1024`):
-            Maximum number of tokens per pair of problem and program.
+            Maximum number of tokens per pair of problem and program, at most the model's number of positions.
         test_size (`float`, *optional*):
             Fraction of the problems to hold out for evaluation.
     """

@@ -20,6 +20,7 @@ from ..akd.akd_config import AKDConfig
 from ..data.sources import load
 from ..generation.loading import DEFAULT_API_KEY_ENV
 from ..teachers.cache_files import find_cache, read_manifest
+from .arguments import BenchmarkArguments
 from .methods import Method
 from .mock_teacher import run_mock_teacher
 from .tiny_models import KNOWN_MODELS, MAX_TOKENS, build
@@ -230,7 +231,9 @@ def _remove_benchmark(run: DryRun) -> None:
     """Remove the benchmark, which a tiny model would fail and which may be on the Hub."""
     name = getattr(run.values, "eval_benchmark", None)
     if name is not None:
-        run.values.eval_benchmark = None
+        for entry in fields(BenchmarkArguments):
+            if entry.name.startswith("eval_") and hasattr(run.values, entry.name):
+                setattr(run.values, entry.name, entry.default)
         run.replaced.append(f"{name}: left out")
     if "pass@" in (run.values.metric_for_best_model or ""):
         run.values.metric_for_best_model = "eval_loss"

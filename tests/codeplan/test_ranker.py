@@ -4,6 +4,7 @@ import json
 import random
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,6 +332,84 @@ def test_errors_have_one_sentence(argv: list[str], message: str, capsys: pytest.
     assert run(command.main, argv) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+ROW = {"id": "1", "problem": "Add.", "program": "x", "label": "correct"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "message"),
+    [
+        ([], [], "rows.jsonl has no rows"),
+        ([{**ROW, "problem": None}], [], "line 1 has the value None in the column `problem`; give the file of"),
+        ([ROW, {"problem": "Add.", "label": "correct"}], [], "line 2 has the value None in the column `program`"),
+        ([{**ROW, "label": 1}], [], "line 1 has the value 1 in the column `label`"),
+        ([{**ROW, "id": None}], ["--test_size", "0.5"], "line 1 has the value None in the column `id`"),
+    ],
+)
+def test_rows_to_train_on(rows: list, flags: list[str], message: str, tmp_path: Path, capsys: Any):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    argv = ["train", "--model_name_or_path", "x", "--train_file", str(path), *flags]
+    assert run(command.main, [*argv, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranker, "from_pretrained", lambda *args, **kwargs: ByLength())
+
+
+def rank(tmp_path: Path, rows: list[dict[str, Any]]) -> int:
+    (tmp_path / "two.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in BENCHMARK))
+    (tmp_path / "samples.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    files = {"samples": "samples.jsonl", "benchmark": "two.jsonl", "output": "ranked.jsonl"}
+    flags = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+    return run(command.main, ["rank", "--ranker", "x", *flags])
+
+
+def test_completions_are_ranked_as_whole_programs(tmp_path: Path, by_length: None):
+    task = BENCHMARK[0]["task_id"]
+    rows = [{"task_id": task, "completion": text, "mine": text} for text in ("    return 1", "    return 1 + 1")]
+    assert rank(tmp_path, rows) == 0
+    first, second = [json.loads(line) for line in (tmp_path / "ranked.jsonl").read_text().splitlines()]
+    assert first["mine"] == "    return 1 + 1" and second["mine"] == "    return 1"
+    assert first["solution"].endswith("return 1 + 1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no samples"),
+        ([{"solution": "x"}], "line 1 has no `task_id`"),
+        ([{"task_id": "nothing", "solution": "x"}], "line 1 is for the problem 'nothing', which is not among"),
+        ([{"task_id": "double"}], "line 1 has neither `solution` nor `completion`"),
+        ([{"task_id": "double", "solution": 5}], "`solution` in"),
+    ],
+)
+def test_samples_that_cannot_be_ranked(rows: list, message: str, tmp_path: Path, by_length: None, capsys: Any):
+    assert rank(tmp_path, rows) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        ("samples.jsonl", {"task_id": "double"}, "samples.jsonl, line 1 has the value None in the column `solution`"),
+        ("samples.jsonl", {"solution": "x"}, "samples.jsonl, line 1 has the value None in the column `task_id`"),
+        ("verdicts.jsonl", {"task_id": "double"}, "verdicts.jsonl, line 1 has the value None in the column `sample`"),
+        ("verdicts.jsonl", {"task_id": "double", "sample": 0, "label": "x"}, "in the column `label`"),
+        ("verdicts.jsonl", {"task_id": "double", "sample": 0, "label": {}}, "problem 'double' has the label {}"),
+    ],
+)
+def test_damaged_evaluations(file: str, row: dict, message: str, tmp_path: Path, capsys: Any):
+    lines = {"samples.jsonl": sample("double", 0, "x"), "verdicts.jsonl": verdict("double", 0, None), file: row}
+    for name, line in lines.items():
+        (tmp_path / name).write_text(json.dumps(line))
+    (tmp_path / "two.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in BENCHMARK))
+    argv = ["data", "--evaluations", str(tmp_path), "--benchmark", str(tmp_path / "two.jsonl")]
+    assert run(command.main, [*argv, "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]):

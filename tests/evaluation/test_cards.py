@@ -15,7 +15,13 @@ from tests.hub.fixtures import hub
 from tests.hub.loopback import Hub
 from trl_akd.cli import main
 from trl_akd.cli.evaluate import _update_card
-from trl_akd.evaluation.cards import card_scores, card_sections, samples_content, update_model_card
+from trl_akd.evaluation.cards import (
+    card_scores,
+    card_sections,
+    read_judged_samples,
+    samples_content,
+    update_model_card,
+)
 from trl_akd.evaluation.runner import evaluate
 from trl_akd.hub.datasets import dataset_files
 from trl_akd.hub.scores import FewerProblemsError
@@ -175,3 +181,12 @@ def test_programs_as_a_dataset(benchmark_file: Path, tmp_path: Path):
     assert len(pushed) == len(SOLUTIONS) and {"status", "error_type", "label", "solution"} <= pushed[0].keys()
     card = files["README.md"].decode()
     assert "## Scores" in card and "## Outcomes" in card and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("file", ["samples.jsonl", "verdicts.jsonl"])
+@pytest.mark.parametrize("row", [{}, {"task_id": ["a"]}, {"task_id": "a", "sample": "0"}])
+def test_a_damaged_line_is_named(file: str, row: dict, tmp_path: Path):
+    for name in ("samples.jsonl", "verdicts.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"task_id": "a", "sample": 0} if name != file else row) + "\n")
+    with pytest.raises(ValueError, match=rf"{file}, line 1 has no `task_id` or no `sample`; correct or delete"):
+        read_judged_samples(tmp_path)

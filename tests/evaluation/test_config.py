@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from trl_akd.codeplan.plan_config import PlanSamplingConfig
 from trl_akd.evaluation.evaluation_config import GENERATION_FIELDS, EvaluationConfig
 from trl_akd.generation.loading import GeneratorConfig
 
@@ -27,6 +28,10 @@ def config(**values) -> EvaluationConfig:
         ({"backend": "tgi"}, "`backend` is 'tgi'; choose one of transformers, vllm, openai"),
         ({"prompt_style": "code"}, "`prompt_style` is 'code'; choose"),
         ({"prompt_template": "alpacca"}, "Did you mean 'alpaca'"),
+        (
+            {"prompt_template": "starcoder"},
+            "`prompt_template` is 'starcoder', which has no effect with prompt_style='c",
+        ),
         ({"isolation": "docker"}, "`isolation` is 'docker'; choose"),
         ({"num_samples": 0}, "`num_samples` is 0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
@@ -79,3 +84,12 @@ def test_old_names_of_fields():
     assert sorted(str(warning.message).split("`")[1] for warning in warned) == ["batch_size", "model", "timeout"]
     with pytest.raises(ValueError, match="`model` is the old name of `model_name_or_path`, and both are given"):
         config(model="n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_plans", 5), ("max_plan_tokens", 9), ("without_public_tests", "logprob")]
+)
+def test_options_of_plan_sampling_need_it(name: str, value: object):
+    assert getattr(PlanSamplingConfig(plan_sampling=True, **{name: value}), name) == value
+    with pytest.raises(ValueError, match=f"`{name}` is {value!r}, which has no effect without `plan_sampling`"):
+        PlanSamplingConfig(**{name: value})

@@ -267,7 +267,8 @@ def _preflight(method: Method, parser: RecipeParser, values: Namespace) -> "Pref
     with TemporaryDirectory(prefix="trl_akd_doctor_") as folder:
         first = rows.select(range(min(_ROWS, len(rows))))
         first.save_to_disk(f"{folder}/rows")
-        values.dataset_name, values.dataset_train_split, values.dataset_config = f"{folder}/rows", "train", None
+        values.dataset_name, values.dataset_train_split = f"{folder}/rows", "train"
+        values.dataset_config = values.dataset_revision = None
         values.output_dir = f"{folder}/output"
         if not with_weights:
             built = build(

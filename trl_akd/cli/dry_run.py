@@ -26,6 +26,7 @@ from ..generation.loading import (
     without_source_arguments,
 )
 from ..teachers.cache_files import find_cache, read_manifest
+from .arguments import BenchmarkArguments
 from .methods import Method
 from .mock_teacher import run_mock_teacher
 from .tiny_models import KNOWN_MODELS, MAX_TOKENS, build
@@ -246,7 +247,9 @@ def _remove_benchmark(run: DryRun) -> None:
     """Remove the benchmark, which a tiny model would fail and which may be on the Hub."""
     name = getattr(run.values, "eval_benchmark", None)
     if name is not None:
-        run.values.eval_benchmark = None
+        for entry in fields(BenchmarkArguments):
+            if entry.name.startswith("eval_") and hasattr(run.values, entry.name):
+                setattr(run.values, entry.name, entry.default)
         run.replaced.append(f"{name}: left out")
     if "pass@" in (run.values.metric_for_best_model or ""):
         run.values.metric_for_best_model = "eval_loss"

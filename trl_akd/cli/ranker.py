@@ -11,7 +11,7 @@ trl-akd evaluate --samples ranked.jsonl --benchmark humaneval --allow_code_execu
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from ..codeplan.ranker_config import RankerBenchmark, RankerData, RankerModel, RankerRanking
+    from ..evaluation.benchmarks import Benchmark
 
 __all__ = ["ACTIONS", "build_data", "main", "rank", "train"]
 
@@ -45,14 +46,15 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
     for folder in config.evaluations or ():
         for file in ("samples.jsonl", "verdicts.jsonl"):
             check_output("output", config.output, evaluations=f"{folder}/{file}")
-    problems = _problems(benchmark)
+    problems = _texts(_load(benchmark))
+    remedy = "give folders that `trl-akd evaluate` wrote"
     rows = [
         row
-        for folder in config.evaluations or ()
+        for folder in map(Path.expanduser, map(Path, config.evaluations or ()))
         for row in ranker_rows(
             problems,
-            (line for line, _ in read_json_lines(Path(folder).expanduser() / "samples.jsonl")),
-            (line for line, _ in read_json_lines(Path(folder).expanduser() / "verdicts.jsonl")),
+            _read(folder / "samples.jsonl", remedy, task_id=(str, int), solution=str),
+            _read(folder / "verdicts.jsonl", remedy, task_id=(str, int), sample=int, label=dict),
         )
     ]
     distinct = {(row["id"], row["program"]): row for row in rows}
@@ -76,7 +78,12 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     from ..text_pairs import hold_out
 
     check_output("output_dir", str(args.output_dir), model_name_or_path=config.model_name_or_path)
-    rows: list[dict[str, Any]] = [row for row, _ in read_json_lines(Path(config.train_file).expanduser())]
+    columns: dict[str, Any] = {"problem": str, "program": str, "label": str}
+    if config.test_size is not None:
+        columns["id"] = (str, int)
+    rows = list(_read(Path(config.train_file).expanduser(), "give the file of `trl-akd ranker data`", **columns))
+    if not rows:
+        raise ValueError(f"{config.train_file} has no rows; give the file of `trl-akd ranker data`.")
     held_out: list[dict[str, Any]] = []
     if config.test_size is not None:
         rows, held_out = hold_out(rows, config.test_size, args.seed)
@@ -107,6 +114,8 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
         ValueError: If a program belongs to no problem of the benchmark.
     """
     from ..codeplan.ranker import Ranker, rank_samples
+    from ..evaluation.prompts import Prompting
+    from ..evaluation.samples import read_programs
 
     assert config.ranker is not None and config.samples is not None
     check_output(
@@ -116,18 +125,38 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
         benchmark=benchmark.benchmark,
         benchmark_path=benchmark.benchmark_path,
     )
-    samples = [row for row, _ in read_json_lines(Path(config.samples).expanduser())]
+    loaded = _load(benchmark)
+    samples = list(read_programs(Path(config.samples).expanduser(), loaded, Prompting("completion").program))
+    if not samples:
+        raise ValueError(f"{config.samples} has no samples; give the `samples.jsonl` of `trl-akd evaluate`.")
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
-    ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)
+    ranked = rank_samples(ranker, _texts(loaded), samples, keep=config.keep)
     write_json_lines(Path(config.output).expanduser(), ranked)
     print(f"{len(ranked)} of {len(samples)} programs, best first for each problem: {config.output}.")
 
 
-def _problems(config: "RankerBenchmark") -> dict[str, str]:
-    """Return the problems' texts by `task_id`."""
+def _read(path: Path, remedy: str, **columns: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON Lines file that have values of these types in these columns.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line has not; the message has its number and the remedy.
+    """
+    for row, where in read_json_lines(path):
+        for name, kind in columns.items():
+            if not isinstance(row.get(name), kind):
+                raise ValueError(f"{where} has the value {row.get(name)!r:.80} in the column `{name}`; {remedy}.")
+        yield row
+
+
+def _load(config: "RankerBenchmark") -> "Benchmark":
     from ..evaluation.benchmarks import load_benchmark
 
-    benchmark = load_benchmark(config.benchmark or "", config.benchmark_path)
+    return load_benchmark(config.benchmark or "", config.benchmark_path)
+
+
+def _texts(benchmark: "Benchmark") -> dict[str, str]:
+    """Return the problems' texts by `task_id`."""
     return {problem.task_id: problem.instruction for problem in benchmark.problems}
 
 

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,6 +124,16 @@ def _errors_of_settings(trainer: "AKDTrainer") -> Iterator[None]:
         raise UserError(str(error.args[0])) from error
 
 
+def _check_adapter_options(model_args: ModelConfig) -> None:
+    """Raise a ValueError if an option of an adapter is set without `use_peft`."""
+    for entry in () if model_args.use_peft else fields(model_args):
+        value = getattr(model_args, entry.name)
+        if entry.name.startswith(("lora_", "use_dora", "use_rslora")) and value != entry.default:
+            raise ValueError(
+                f"`{entry.name}` is {value!r}, which has no effect without `use_peft`; turn that on, or leave it out."
+            )
+
+
 def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
     """Raise a ValueError if `hub_merge_adapter` is on without an adapter or without `push_to_hub`."""
     if script_args.hub_merge_adapter and not (args.push_to_hub and model_args.use_peft):
@@ -225,6 +236,7 @@ def make_trainer(
         teacher_cache=training_args.teacher_cache,
         dataset_name=script_args.dataset_name,
     )
+    _check_adapter_options(model_args)
     tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
     train_dataset, eval_dataset = load_datasets(script_args, training_args)
     training_args.model_init_kwargs = {

@@ -192,7 +192,10 @@ def ranker_rows(
         counts[task_id] += 1
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in verdicts:
-        task_id, error_type = str(row["task_id"]), row["label"]["error_type"]
+        task_id, label = str(row["task_id"]), row["label"]
+        if "error_type" not in label:
+            raise ValueError(f"the verdict on a sample of problem {task_id!r} has the label {label}; evaluate again.")
+        error_type = label["error_type"]
         if (task_id, row["sample"]) not in programs or task_id not in problems:
             raise ValueError(
                 f"there is a verdict on sample {row['sample']} of problem {task_id!r}, but no such "
@@ -201,8 +204,12 @@ def ranker_rows(
         if error_type == "infra_error":
             continue
         program = programs[task_id, row["sample"]]
-        label = ranker_label(error_type, "error_type")
-        rows[task_id, program] = {"id": task_id, "problem": problems[task_id], "program": program, "label": label}
+        rows[task_id, program] = {
+            "id": task_id,
+            "problem": problems[task_id],
+            "program": program,
+            "label": ranker_label(error_type, "error_type"),
+        }
     if not rows:
         raise ValueError("there is no verdict on any program; give the files of an evaluation that ran programs.")
     return list(rows.values())

@@ -53,9 +53,15 @@ def load(
 
     Raises:
         FileNotFoundError: If neither a file or folder nor a dataset on the Hub has that name.
-        ValueError: If the file has another format, cannot be read, or has no rows, or if the folder lacks the split.
+        ValueError: If the file has another format, cannot be read, or has no rows, if the folder lacks the split, or
+            if a configuration or a revision is given for a local file.
     """
     path = Path(name_or_path).expanduser()
+    if path.exists() and (revision is not None or (path.is_file() and config is not None)):
+        raise ValueError(
+            f"The dataset {str(name_or_path)!r} is on this machine, where the configuration {config!r} and the "
+            f"revision {revision!r} have no effect; leave them out."
+        )
     if path.is_file():
         dataset = _load_file(path, split, streaming)
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():

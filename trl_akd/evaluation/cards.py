@@ -197,14 +197,19 @@ def read_judged_samples(folder: Path) -> list[dict[str, Any]]:
         FileNotFoundError: If the folder has no samples or verdicts.
         ValueError: If a line is malformed.
     """
-    verdicts = {
-        (row["task_id"], row["sample"]): row for row, _ in read_json_lines(folder / VERDICTS, interrupted=True)
-    }
+    verdicts = {_key(row, where): row for row, where in read_json_lines(folder / VERDICTS, interrupted=True)}
     return [
         {**row, **{name: verdicts[key][name] for name in _OF_VERDICTS if name in verdicts[key]}}
-        for row, _ in read_json_lines(folder / "samples.jsonl", interrupted=True)
-        if (key := (row["task_id"], row.get("sample", 0))) in verdicts
+        for row, where in read_json_lines(folder / "samples.jsonl", interrupted=True)
+        if (key := _key({"sample": 0, **row}, where)) in verdicts
     ]
+
+
+def _key(row: Mapping[str, Any], where: str) -> tuple[str, int]:
+    task_id, sample = row.get("task_id"), row.get("sample")
+    if not (isinstance(task_id, str) and isinstance(sample, int)):
+        raise ValueError(f"{where} has no `task_id` or no `sample`; correct or delete the line, or evaluate again.")
+    return task_id, sample
 
 
 def _role(run: str, runs: Mapping[str, Mapping[str, Any]]) -> str:

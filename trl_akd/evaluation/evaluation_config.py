@@ -195,6 +195,11 @@ class EvaluationConfig(GeneratorConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
         get_template(self.prompt_template)
+        if self.prompt_template != DEFAULT_TEMPLATE and self.prompt_style != "template":
+            raise ValueError(
+                f"`prompt_template` is {self.prompt_template!r}, which has no effect with prompt_style="
+                f"{self.prompt_style!r}; set that to 'template', or leave it out."
+            )
 
     def _check_numbers(self) -> None:
         if self.num_samples < 1:

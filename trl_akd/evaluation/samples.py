@@ -24,6 +24,7 @@ __all__ = [
     "SampleStore",
     "Samples",
     "StoredSamples",
+    "read_programs",
     "read_samples",
     "write_sample_file",
 ]
@@ -145,6 +146,20 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
                 "or evaluate fewer problems with limit."
             )
     return StoredSamples(scratch, found)
+
+
+def read_programs(
+    path: Path, benchmark: Benchmark, program: Callable[[Problem, str], str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of samples with the benchmark's `task_id` and `solution`, the whole program.
+
+    Formats, arguments and errors are those of [`read_samples`]; rows keep their other columns, and problems may lack
+    samples.
+    """
+    by_id = {problem.task_id: problem for problem in benchmark.problems}
+    for row, where in _rows(path):
+        task_id = _task_id(row, where, set(by_id))
+        yield {**row, "task_id": task_id, "solution": _read_sample(row, where, by_id[task_id], 0, program).solution}
 
 
 def write_sample_file(folder: Path, samples: Iterable[Sample]) -> None:

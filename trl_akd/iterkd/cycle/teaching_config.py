@@ -107,6 +107,12 @@ class TeachingConfig(BackendConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("eval_benchmark_path", "eval_benchmark_limit"):
+            if self.eval_benchmark is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, which has no effect without `eval_benchmark`; set that, or "
+                    "leave it out."
+                )
         self.judge_extra_body = read_json_object("judge_extra_body", self.judge_extra_body)
         if self.backend != "transformers" and self.text_teacher_model_name_or_path is None:
             remedy = {"openai": "the name by which the server knows the teacher", "vllm": "a name or a folder"}

@@ -69,7 +69,7 @@ def test_a_served_teacher_and_judge(iterkd: dict[str, Any], server: Server, reci
     [first, second] = json.loads((run / "cycles.json").read_text())
     assert first["dropped"] == {"correct/refused": 1, "fault/none": 1}
     assert first["new"]["kept"] > 0 and set(second["origins"]) > {"seed"}
-    assert set(first["held_out"]) == {"pass@1", "pass@1_low", "pass@1_high"}
+    assert set(first["held_out"]) == {"pass@1", "pass@1_low", "pass@1_high", "pass@1_tasks"}
     asked = [row for row in cycle_world.lines(run, "completions") if row["name"] != "student"]
     assert {row["name"] for row in asked} == {"teacher", "judge"}
     assert len(server.bodies) == len(asked) + 3, "three requests were repeated, and none else"

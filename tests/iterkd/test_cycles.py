@@ -10,7 +10,7 @@ import pytest
 from tests.iterkd.actors import Student
 from tests.iterkd.cycle_world import answer, lines, questions, task
 from trl_akd.generation.budget import BudgetSpent
-from trl_akd.iterkd.cycle.report import cycle_table, write_reports
+from trl_akd.iterkd.cycle.report import cycle_table, tracked_metrics, write_reports
 
 pytestmark = pytest.mark.lengthy
 
@@ -201,6 +201,7 @@ def test_held_out_questions_are_evaluated(act):
     for report in act(student=Student(says)).reports:
         assert report.held_out["pass@1"] == pytest.approx(1 / 3)
         assert report.held_out["pass@1_low"] < 1 / 3 < report.held_out["pass@1_high"]
+        assert report.held_out["pass@1_tasks"] == tracked_metrics(report)["eval_pass@1_tasks"] == 3
 
 
 def test_reports_are_written(act, tmp_path: Path):

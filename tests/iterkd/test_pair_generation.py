@@ -113,6 +113,11 @@ class TestAnswers:
             ("```cpp\n/* wrong\n operator */ int x;\n```", "wrong"),
             ("```sql\nSELECT 1 -- the fix is 2\n```", "fix"),
             ("def f(x)  # missing colon\n    return x", "missing"),
+            ("x = 1  # Error type: logical", "Error type"),
+            ("x = 1  # Fault type: name", "Fault type"),
+            ("x = 1  # [logical]", "logical"),
+            ("x = 1  # Kind: syntax", "Kind"),
+            ("x = 1  # wait, this is not what we want", "wait"),
             ("def f(:\n  '''faulty'''\n  x = 'a", "fault"),
         ],
     )
@@ -129,6 +134,9 @@ class TestAnswers:
             "# raises ValueError, adds a prefix, debugs\nx = 1",
             '```js\nlet url = "http://x.y/bug"; \n```',
             "x = 7 // error",
+            "x = 1  # wait for the threads to finish",
+            "x = 1  # wait until the queue is empty",
+            "x = 1  # error type: the name of the class",
             "This function should be able to sort.\n```python\nx = 1\n```",
         ],
     )

@@ -406,7 +406,7 @@ class IterKDTrainer(PairTrainer):
             name,
             self.held_out_dataset or name,
             self.reports[-1].held_out,
-            problems=len(self.held_out),
+            problems=int(self.reports[-1].held_out["pass@1_tasks"]),
             cycle=self.reports[-1].cycle + 1,
         )
 

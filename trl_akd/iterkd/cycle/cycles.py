@@ -263,7 +263,7 @@ class Cycles:
         return feedback
 
     def _evaluate_held_out(self, cycle: int) -> dict[str, float]:
-        """Return pass@1 on the held-out questions."""
+        """Return pass@1 on the held-out questions with tests, without those for which the sandbox failed."""
         held_out = [question for question in self._participants.held_out if question.tests]
         if not held_out or self._runner is None:
             return {}
@@ -275,7 +275,8 @@ class Cycles:
         if not passed:
             return {}
         interval = pass_at_k_over_tasks([1] * len(passed), passed, k=1)
-        return {"pass@1": interval.value, "pass@1_low": interval.low, "pass@1_high": interval.high}
+        bounds = {"pass@1_low": interval.low, "pass@1_high": interval.high}
+        return {"pass@1": interval.value, **bounds, "pass@1_tasks": len(passed)}
 
     def _answers(self, cycle: int, questions: Sequence[Question], stage: str) -> list[str]:
         student = self._ledger.recorded(_Lazy(lambda: self._student_of(cycle)), "student", stage=stage, cycle=cycle)

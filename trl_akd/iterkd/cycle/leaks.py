@@ -251,7 +251,8 @@ _LEAKS = _rules(
     the catch|trick|trouble|culprit|problem|issue here|with|is|lies|in ; problem here|with|is ;
     has|have|contains|with|introduces|causes a|an|the|one|this _? problem|issue|trap|catch ;
     BE introduced|injected|planted|inserted|seeded ; the|this student|learner|candidate ; kind|type of STATE ;
-    not sure ; i OPINION ; ^ maybe|probably|perhaps ; hold on ; ^ wait ; good|close enough ; works on my ;
+    not sure ; i OPINION ; ^ maybe|probably|perhaps ; hold on ; ^ wait $ ;
+    ^ wait this|that|it|no|what|why|we|i|is|should ; good|close enough ; works on my ;
     watch out ; CODE ? _ ; ? ? ; who|nobody|no-one cares|needs|will|knows ;
     ^ hint|spoiler|warning|beware|danger : ;
     # Consequences.
@@ -367,6 +368,13 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 """Words for faults in other languages, and emoji."""
+_STATED_KIND = re.compile(
+    r"\b(?:error|fault|bug|mistake)[ -](?:type|kind|category|class)\s*[:=]\s*"
+    r"(?:logic(?:al)?|syntax|type|name|timeout)\b"
+    r"|\A\W*(?:kind|category)\s*[:=]\s*(?:logic(?:al)?|syntax|timeout)\b|\A\W*logical\W*\Z",
+    re.IGNORECASE,
+)
+"""Statements of the kind of fault that the prompt requests."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+(?=[A-Z`\"'(0-9])|\n|(?<=[\u3002\uff01\uff1f])")
 _MARKS = re.compile(
@@ -592,8 +600,9 @@ def _leak_in(sentence: str, subject: _Subject) -> str | None:
         return None
     if subject.has_code(sentence):
         return sentence
-    if (foreign := _FOREIGN.search(sentence)) and not subject.has_phrase(foreign[0].lower()):
-        return foreign[0]
+    stated = _FOREIGN.search(sentence) or _STATED_KIND.search(sentence)
+    if stated is not None and not subject.has_phrase(stated[0].lower()):
+        return stated[0]
     tagged = _tagged(sentence, subject)
     if (clear := _first(_CLEAR_RULE, tagged, subject)) is not None:
         return clear

@@ -41,7 +41,7 @@ class CycleReport:
     without_fault: int  # correct answers without faults
     dropped: Mapping[str, int]  # answers by reason
     feedback: Mapping[str, float]  # see `feedback_metrics`
-    held_out: Mapping[str, float]  # pass@1, pass@1_low and pass@1_high
+    held_out: Mapping[str, float]  # pass@1, pass@1_low, pass@1_high and pass@1_tasks
     new: Mapping[str, int]  # questions requested (`asked`) and `kept`, and dropped by reason
 
     def as_item(self) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from huggingface_hub import EvalResult
@@ -30,7 +29,7 @@ from transformers.trainer_utils import HubStrategy, has_length
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from ..data.collators import DataCollatorForDistillation, RowLengths
+from ..data.collators import DataCollatorForDistillation, RowLengths, round_up
 from ..data.tokenization import PROMPT_COLUMN, StreamCounts, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import (
@@ -100,6 +99,7 @@ from .on_policy import (
     sampling_config,
     sampling_seed,
 )
+from .positions import check_length, check_texts, longest_prompt, longest_row, tabulated_positions
 from .schedule_callback import ScheduleCallback
 from .served import connect_teacher, longest_text, served_vocabulary_size
 from .teacher_cache import check_cache, open_cache, require_dataset, row_settings, unpacked_rows
@@ -255,6 +255,8 @@ class AKDTrainer(GKDTrainer):
         if data_collator is None:
             self.data_collator = self._make_collator()
         self._set_teacher(teacher_model, teacher_tokenizer)
+        if data_collator is None:
+            self._check_positions()
         self.generation_config = sampling_config(
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
@@ -398,8 +400,8 @@ class AKDTrainer(GKDTrainer):
             self.model, self.args, self.accelerator, self._tokenizer, vocabulary_size=self.vocabulary_size
         )
         if (rows := self._datasets().get("train")) is not None and PROMPT_COLUMN in rows.column_names:
-            batches = rows.select_columns([PROMPT_COLUMN]).with_format("arrow").iter(batch_size=1000)
-            longest = max(pc.max(pc.list_value_length(batch[PROMPT_COLUMN])).as_py() for batch in batches)
+            longest = longest_prompt(rows)
+            assert longest is not None
             sampler.check_length(longest, self.generation_config)
         self.add_callback(sampler)
         return sampler
@@ -407,6 +409,33 @@ class AKDTrainer(GKDTrainer):
     def _require_shared_tokens(self) -> None:
         for name, dataset in self._datasets().items():
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
+
+    def _check_positions(self) -> None:
+        """Refuse texts that are longer than the table of positions of a model, which would fail in training."""
+        models = {"the student": self.model, "the teacher": getattr(self.teacher, "model", None)}
+        for role, model in models.items():
+            positions = None if model is None else tabulated_positions(model)
+            if positions is None or self._fits(positions):
+                continue
+            for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
+                if isinstance(dataset, Dataset):
+                    check_texts(self.args, role, positions, **self._longest_texts(dataset, name))
+                elif dataset is not None and self.args.max_length is not None:  # a stream
+                    check_length(self.args.max_length, "max_length", positions, role)
+
+    def _fits(self, positions: int) -> bool:
+        """Return whether no text can be longer than that, whatever the data."""
+        length = self.args.max_length
+        if length is None or self.args.generates:
+            return False
+        return round_up(length, self.args.pad_to_multiple_of or 1) <= positions
+
+    def _longest_texts(self, dataset: Dataset, name: str) -> dict[str, Any]:
+        """Return the numbers of tokens of the longest row that is read and the longest prompt of generated text."""
+        if name != "train":
+            return {"longest_row": longest_row(dataset)}
+        prompt = longest_prompt(dataset)
+        return {"longest_row": 0 if self.args.prompts_suffice else longest_row(dataset), "longest_prompt": prompt}
 
     def _require_cached_rows(self) -> None:
         if isinstance(self.teacher, CachedTeacher):

@@ -9,6 +9,7 @@ models; either task may be distilled from a teacher.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,12 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             for name, rows in named_datasets(self.train_dataset, self.eval_dataset).items()
             if isinstance(rows, Dataset) and "code_prompt" in rows.column_names
         }
+
+    def _longest_texts(self, dataset: Dataset, name: str) -> dict[str, Any]:
+        collator = self._make_collator()
+        drawn = (collator.examples(problem, task) for problem in dataset for task in collator.task_weights)
+        examples = chain.from_iterable(drawn)
+        return {"longest_row": max(len(prompt) + len(answer) for prompt, answer in examples)}
 
     def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
         """Yield each example of the distilled tasks that may be drawn."""

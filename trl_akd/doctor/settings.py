@@ -10,6 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from ..akd.akd_config import AKDConfig
+from ..akd.positions import check_length
 from ..codeplan.codeplan_config import CodePLANConfig
 from ..codeplan.objective import task_groups
 from ..iterkd.iterkd_config import IterKDConfig
@@ -84,12 +85,8 @@ class ModelSettings:
 
     def check_length(self, length: int, option: str) -> None:
         """Raise a ValueError if rows of `length` tokens have more tokens than the model has positions."""
-        positions = getattr(self.text_config, "max_position_embeddings", None)
-        if positions is not None and not self.config.is_encoder_decoder and length > positions:
-            raise ValueError(
-                f"`{option}` is {length:,}, but {self.name} has positions for {positions:,} tokens; set `{option}` to "
-                f"at most {positions}."
-            )
+        if not self.config.is_encoder_decoder:
+            check_length(length, option, getattr(self.text_config, "max_position_embeddings", None), self.name)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,11 @@ class PairTrainer(AKDTrainer):
             if isinstance(rows, Dataset)
         }
 
+    def _longest_texts(self, dataset: Dataset, name: str) -> dict[str, Any]:
+        texts = dataset.select_columns(["prompt", "completion", "rejected"])
+        longest = max(len(row["prompt"]) + max(map(len, [row["completion"], *row["rejected"]])) for row in texts)
+        return {"longest_row": longest}
+
     def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
         """Yield the correct answers."""
         if self._training_data is _PLACEHOLDER and dataset is self.train_dataset:
@@ -190,6 +195,7 @@ class PairTrainer(AKDTrainer):
                 [tokens] = [rows for name, rows in self._datasets().items() if name == "train"]
                 require_shared_tokens(tokens, self.vocabulary_size, self._tokenizer, name="train")
             self._require_cached_rows()
+            self._check_positions()
             set_seed(self.args.seed)
             result = super().train(resume_from_checkpoint=resume_from_checkpoint)
             Path(output_dir).mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Arguments of the training commands about data and benchmarks."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = ["AKDScriptArguments", "BenchmarkArguments"]
@@ -78,14 +78,3 @@ class BenchmarkArguments:
     eval_max_new_tokens: int | None = None
     eval_log_completions: bool = False
     allow_code_execution: bool = False
-
-    def __post_init__(self) -> None:
-        if self.eval_benchmark is not None:
-            return
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.name.startswith("eval_") and value != entry.default:
-                raise ValueError(
-                    f"`{entry.name}` is {value!r}, which has no effect without `eval_benchmark`; set that, or leave "
-                    "it out."
-                )

@@ -351,7 +351,8 @@ def find_benchmark(benchmark_args: BenchmarkArguments, args: AKDConfig) -> Bench
 
     Raises:
         FileNotFoundError: If the benchmark does not exist.
-        ValueError: If the run never evaluates, or selects the best model by a benchmark that it does not run.
+        ValueError: If the run never evaluates, selects the best model by a benchmark that it does not run, or sets an
+            option of a benchmark without one.
     """
     name = benchmark_args.eval_benchmark
     if name is None:
@@ -360,6 +361,13 @@ def find_benchmark(benchmark_args: BenchmarkArguments, args: AKDConfig) -> Bench
                 f"`metric_for_best_model` is {args.metric_for_best_model!r}, but no benchmark is run; set "
                 "`eval_benchmark`."
             )
+        for entry in fields(benchmark_args):
+            value = getattr(benchmark_args, entry.name)
+            if entry.name.startswith("eval_") and value != entry.default:
+                raise ValueError(
+                    f"`{entry.name}` is {value!r}, which has no effect without `eval_benchmark`; set that, or leave "
+                    "it out."
+                )
         return None
     if args.eval_strategy == "no":
         raise ValueError(f"`eval_benchmark` is {name!r}, but `eval_strategy` is 'no'; set it to 'steps' or 'epoch'.")

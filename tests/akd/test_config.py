@@ -1,6 +1,8 @@
 import dataclasses
 import inspect
+import pickle
 import re
+from copy import copy, deepcopy
 
 import pytest
 
@@ -137,3 +139,22 @@ def test_arguments_of_a_divergence(given):
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_fixed_beta(value):
     assert make(beta_strategy="fixed", beta=value).make_beta().value == value
+
+
+@pytest.mark.parametrize("duplicate", [copy, deepcopy, dataclasses.replace])
+def test_copies_keep_tokens_of_the_hub(duplicate):
+    config = make(hub_token="hf_a", teacher_model_init_kwargs={"token": "hf_b", "dtype": "float32"})
+    copied = duplicate(config)
+    assert type(copied) is AKDConfig and copied is not config
+    assert copied.hub_token == "hf_a" and copied.teacher_model_init_kwargs["token"] == "hf_b"
+    copied.learning_rate = 1.0
+    assert config.learning_rate == 1e-5
+
+
+def test_pickled_configurations_have_no_tokens_of_the_hub():
+    kwargs = {"token": "hf_b", "dtype": "float32"}
+    config = make(hub_token="hf_a", model_init_kwargs=kwargs, teacher_model_init_kwargs=kwargs)
+    restored = pickle.loads(pickle.dumps(config))
+    assert restored.hub_token is None
+    assert restored.model_init_kwargs == restored.teacher_model_init_kwargs == {"dtype": "float32"}
+    assert config.model_init_kwargs == kwargs

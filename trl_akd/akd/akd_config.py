@@ -3,10 +3,11 @@
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Real
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -598,8 +599,24 @@ class AKDConfig(GKDConfig):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, for instance in a checkpoint's `training_args.bin`, without the Hub token."""
-        return {**self.__dict__, "hub_token": None}
+        """Return the state to pickle, for instance in a checkpoint's `training_args.bin`, without tokens of the Hub."""
+        state = {**self.__dict__, "hub_token": None}
+        for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
+            if isinstance(state[name], Mapping):
+                state[name] = {key: value for key, value in state[name].items() if key != "token"}
+        return state
+
+    def __copy__(self) -> Self:
+        return self._with_state(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._with_state(deepcopy(self.__dict__, memo))
+
+    def _with_state(self, state: Mapping[str, Any]) -> Self:
+        """Return a copy with a state, which unlike a pickled one has the tokens of the Hub."""
+        made = object.__new__(type(self))
+        made.__dict__.update(state)
+        return made
 
     def _check_no_teacher_options(self, reason: str) -> None:
         """Refuse options of the teacher and the divergence if the objective uses no teacher."""

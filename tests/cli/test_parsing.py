@@ -127,6 +127,7 @@ def test_wrong_flags(flags: list[str], message: str, parser: RecipeParser):
         ("bf16: 0", "bf16", False),
         ("packing: on", "packing", True),
         ("tf32:", "tf32", None),
+        ("teacher_device: 1", "teacher_device", 1),
         ("fsdp: false", "fsdp", False),
         ("resume_from_checkpoint: true", "resume_from_checkpoint", True),
         ("teacher_model_init_kwargs: {dtype: bfloat16}", "teacher_model_init_kwargs", {"dtype": "bfloat16"}),

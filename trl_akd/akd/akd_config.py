@@ -599,7 +599,7 @@ class AKDConfig(GKDConfig):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, for instance in a checkpoint's `training_args.bin`, without tokens of the Hub."""
+        """Return the state to pickle, such as in a checkpoint's `training_args.bin`, without tokens of the Hub."""
         state = {**self.__dict__, "hub_token": None}
         for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
             if isinstance(state[name], Mapping):

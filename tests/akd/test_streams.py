@@ -31,8 +31,6 @@ def warnings_of(caplog, level=logging.WARNING):
     [
         ({"train_dataset": NO_ROWS}, "the train dataset is a stream without rows"),
         ({"train_dataset": IterableDataset.from_generator(lambda: iter(()))}, "the train dataset is a stream without"),
-        ({"eval_dataset": NO_ROWS}, "the eval dataset is a stream without rows"),
-        ({"eval_dataset": {"a": tiny.rows(2), "b": NO_ROWS}}, "the eval_b dataset is a stream without rows"),
         ({"eval_dataset": tiny.rows(2).select([])}, "the eval dataset is empty"),
     ],
 )

@@ -163,13 +163,8 @@ WRONG = {
     "per_device_eval_batch_size: -1": "`per_device_eval_batch_size` is -1",
     "dataloader_num_workers: -1": "`dataloader_num_workers` is -1; give a number of at least 0",
     "accelerator_config: {foo: 1}": "unexpected keyword argument 'foo'; check the names in the fields `*_kwargs` and",
-    "lora_r: 8": "`lora_r` is 8, which has no effect without `use_peft`; turn that on",
-    "use_dora: true": "`use_dora` is True, which has no effect without `use_peft`",
-    "lora_target_modules: [q_proj]": "`lora_target_modules` is 'q_proj', which has no effect without `use_peft`",
     "eval_benchmark_limit: 5": "`eval_benchmark_limit` is 5, which has no effect without `eval_benchmark`; set that",
     "eval_prompt_style: chat": "`eval_prompt_style` is 'chat', which has no effect without `eval_benchmark`",
-    "dataset_revision: abc": "is on this machine, where the configuration None and the revision 'abc' have no effect",
-    "dataset_config: abc": "is on this machine, where the configuration 'abc' and the revision None have no effect",
     "eval_on_start: true": "`eval_on_start` is on, but `eval_strategy` is 'no'",
     "model_init_kwargs: {foo: 1}": "unexpected keyword argument 'foo'; check the names in the fields `*_kwargs` and",
     "teacher_model_init_kwargs: {foo: 1}": "unexpected keyword argument 'foo'; check the names in the fields",
@@ -188,6 +183,22 @@ def test_wrong_settings_have_one_sentence(
 ):
     assert main(["akd", "--config", recipe({**settings, **yaml.safe_load(lines)})]) == 2
     assert WRONG[lines] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "warning"),
+    [
+        ({"lora_r": 8, "use_dora": True}, "`lora_r`, `use_dora`: no effect, since `use_peft` is off"),
+        ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules`: no effect"),
+        ({"dataset_revision": "abc"}, "is on this machine; its revision, 'abc', is ignored"),
+        ({"dataset_config": "abc"}, "is on this machine; its configuration, 'abc', is ignored"),
+    ],
+)
+def test_settings_without_effect_that_a_flag_may_cause(
+    setting: dict[str, Any], warning: str, settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["akd", "--config", recipe({**settings, **setting, "max_steps": 1})]) == 0
+    assert warning in capsys.readouterr().err
 
 
 def test_bugs_in_training_have_a_traceback(settings: dict[str, Any], recipe, monkeypatch: pytest.MonkeyPatch):

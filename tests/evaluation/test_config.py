@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from trl_akd.codeplan.plan_config import PlanSamplingConfig
 from trl_akd.evaluation.evaluation_config import GENERATION_FIELDS, EvaluationConfig
 from trl_akd.generation.loading import GeneratorConfig
 
@@ -84,12 +83,3 @@ def test_old_names_of_fields():
     assert sorted(str(warning.message).split("`")[1] for warning in warned) == ["batch_size", "model", "timeout"]
     with pytest.raises(ValueError, match="`model` is the old name of `model_name_or_path`, and both are given"):
         config(model="n")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("num_plans", 5), ("max_plan_tokens", 9), ("without_public_tests", "logprob")]
-)
-def test_options_of_plan_sampling_need_it(name: str, value: object):
-    assert getattr(PlanSamplingConfig(plan_sampling=True, **{name: value}), name) == value
-    with pytest.raises(ValueError, match=f"`{name}` is {value!r}, which has no effect without `plan_sampling`"):
-        PlanSamplingConfig(**{name: value})

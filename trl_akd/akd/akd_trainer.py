@@ -99,7 +99,7 @@ from .on_policy import (
     sampling_config,
     sampling_seed,
 )
-from .positions import check_length, check_texts, longest_prompt, longest_row, tabulated_positions
+from .positions import check_texts, longest_prompt, longest_row, tabulated_positions
 from .schedule_callback import ScheduleCallback
 from .served import connect_teacher, longest_text, served_vocabulary_size
 from .teacher_cache import check_cache, open_cache, require_dataset, row_settings, unpacked_rows
@@ -226,7 +226,7 @@ class AKDTrainer(GKDTrainer):
         self._training_data = train_dataset
         self._stream_counts: dict[int, StreamCounts] = {}  # by the ids of streams whose counts are not reported yet
         # GKDTrainer's constructor refuses padded vocabularies, args=None and a missing dtype, so it is skipped.
-        with _as_padded(args):
+        with _as_padded(args), _first_row_expected():
             super(GKDTrainer, self).__init__(
                 model,
                 args=args,
@@ -347,12 +347,16 @@ class AKDTrainer(GKDTrainer):
         if PROMPT_COLUMN not in self._signature_columns:
             self._signature_columns.append(PROMPT_COLUMN)
 
+    def _additional_head(self) -> nn.Module | None:
+        """Return an output layer of the student that its teacher does not have."""
+        return None
+
     def _set_teacher(self, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
         student_size = self.model.config.get_text_config().vocab_size
         self.vocabulary_size = student_size
         check_architectures(self.model, None, encoder_decoders=self._takes_encoder_decoders)
         if isinstance(model, SelfTeacher) or (model is None and self.args.uses_teacher):
-            check_self_teacher(self.model)
+            check_self_teacher(self.model, self._additional_head())
         if model is None:
             self.teacher: Teacher = SelfTeacher() if self.args.uses_teacher else NoTeacher()
             self.teacher_model = None
@@ -420,8 +424,14 @@ class AKDTrainer(GKDTrainer):
             for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
                 if isinstance(dataset, Dataset):
                     check_texts(self.args, role, positions, **self._longest_texts(dataset, name))
-                elif dataset is not None and self.args.max_length is not None:  # a stream
-                    check_length(self.args.max_length, "max_length", positions, role)
+                elif dataset is not None:
+                    logger.warning(
+                        "`max_length` is %s, but %s has positions for %s tokens; a longer row of the %s stream will fail.",
+                        self.args.max_length,
+                        role,
+                        positions,
+                        name,
+                    )
 
     def _fits(self, positions: int) -> bool:
         """Return whether no text can be longer than that, whatever the data."""
@@ -518,7 +528,8 @@ class AKDTrainer(GKDTrainer):
         ]
         others = sorted(set(range(len(batches))) - set(on_policy))
         if not self.seq_kd:
-            self._require_completions([batches[number] for number in others])
+            if others and self.args.prompts_suffice:  # otherwise rows without completions are dropped
+                raise_on_all(lambda: self._require_completions([batches[number] for number in others]))
             others = []
         for sample, numbers in ((self._sample_student, on_policy), (self._sample_teacher, others)):
             self._require_prompts([batches[number] for number in numbers])
@@ -541,8 +552,6 @@ class AKDTrainer(GKDTrainer):
             )
 
     def _require_completions(self, batches: list[Batch]) -> None:
-        if not self.args.prompts_suffice:
-            return  # rows without completions are dropped
         if any((batch["labels"][:, 1:] == IGNORE_INDEX).all(dim=1).any() for batch in batches):
             raise ValueError(
                 f"the trainer has lmbda={self.lmbda} and seq_kd={self.seq_kd}, but a row has no completion: the "
@@ -1082,6 +1091,17 @@ class AKDTrainer(GKDTrainer):
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
         write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
+
+
+@contextmanager
+def _first_row_expected() -> Iterator[None]:
+    """Explain the error of SFTTrainer's constructor, which reads the first row, for a training stream without rows."""
+    try:
+        yield
+    except StopIteration as error:
+        raise ValueError(
+            "the train dataset is a stream without rows; check the files or the split it reads, and its filters."
+        ) from error
 
 
 @contextmanager

@@ -32,14 +32,15 @@ def tabulated_positions(model: Any) -> int | None:
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None or model.config.is_encoder_decoder:
         return None
-    return positions if any(_is_table(name, module) for name, module in model.named_modules()) else None
+    return positions if any(_is_table(name, module, positions) for name, module in model.named_modules()) else None
 
 
-def _is_table(name: str, module: nn.Module) -> bool:
-    """Return whether a module is the table of GPT-2 or OPT, or has that of GPT-J and CodeGen."""
+def _is_table(name: str, module: nn.Module, positions: int) -> bool:
+    """Return whether a module is the table of GPT-2 or OPT, or has that of GPT-J and CodeGen; not that of images."""
     own = name.rpartition(".")[2]
-    is_learned = isinstance(module, nn.Embedding) and (own == "wpe" or "pos" in own)
-    return is_learned or isinstance(getattr(module, "embed_positions", None), torch.Tensor)
+    if isinstance(module, nn.Embedding) and (own == "wpe" or "pos" in own):
+        return module.num_embeddings >= positions
+    return isinstance(getattr(module, "embed_positions", None), torch.Tensor)
 
 
 def check_texts(
@@ -47,7 +48,10 @@ def check_texts(
 ) -> None:
     """Raise a ValueError if a row, padded, or a prompt with generated text exceeds the positions of a model."""
     if longest_row > positions:
-        check_length(args.max_length or longest_row, "max_length", positions, name)
+        raise ValueError(
+            f"the longest row has {longest_row:,} tokens, but {name} has positions for {positions:,}; shorten the "
+            f"rows, or set `max_length` to at most {positions}."
+        )
     padded = round_up(longest_row, args.pad_to_multiple_of or 1)
     if padded > positions:
         raise ValueError(

@@ -152,7 +152,8 @@ def is_teacher(manifest: Manifest, args: AKDConfig) -> bool:
     weights = weights_fingerprint(name)
     if weights is not None:
         return weights == manifest.teacher_weights
-    return (name, args.teacher_source["revision"]) == (manifest.teacher, manifest.teacher_revision)
+    given = (args.teacher_model_name_or_path, args.teacher_model_revision)  # what version 0.1.0 recorded
+    return (manifest.teacher, manifest.teacher_revision) in ((name, args.teacher_source["revision"]), given)
 
 
 def _described(manifest: Manifest) -> str:

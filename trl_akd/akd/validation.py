@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
@@ -135,12 +136,14 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
 
 
 def _check_shared_parameters(student: Any, teacher: Any) -> None:
-    """Refuse a student and a teacher that have parameters in common, which would be frozen in both.
+    """Refuse a student and a teacher that share parameters to be trained, which would be frozen with the teacher.
 
     An adapter is added to the base model in place, so both then share all of them.
     """
-    of_student = {id(parameter) for parameter in student.parameters()}
-    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in of_student]
+    of_student = list(student.parameters())
+    is_frozen = not any(parameter.requires_grad for parameter in of_student)
+    trained = {id(parameter) for parameter in of_student if parameter.requires_grad or is_frozen}
+    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in trained]
     if shared:
         raise ValueError(
             f"`model` and `teacher_model` share {len(shared)} parameters, such as {shared[0]!r}, and those of the "
@@ -149,22 +152,25 @@ def _check_shared_parameters(student: Any, teacher: Any) -> None:
         )
 
 
-def check_self_teacher(student: Any) -> None:
-    """Refuse to use a student without its adapter as the teacher if that is not the frozen base model."""
+def check_self_teacher(student: Any, additional: nn.Module | None) -> None:
+    """Refuse to use a student without its adapter as the teacher if that is not the frozen base model.
+
+    `additional` is a part of the student that the teacher does not use.
+    """
     if not hasattr(student, "disable_adapter"):
         raise ValueError(
             f"no `teacher_model` is given and the student is a {type(student).__name__}, whose adapter cannot be "
             "disabled for a forward pass; create the adapter with `peft.get_peft_model`, or give the base model as "
             "`teacher_model`."
         )
-    for reason, remedy in _changes_of_base(student):
+    for reason, remedy in _changes_of_base(student, additional):
         raise ValueError(
             "no `teacher_model` is given, so the student without its adapter is the teacher, but it is not the base "
             f"model: {reason}; {remedy}, or give the base model as `teacher_model`."
         )
 
 
-def _changes_of_base(student: Any) -> Iterator[tuple[str, str]]:
+def _changes_of_base(student: Any, additional: nn.Module | None) -> Iterator[tuple[str, str]]:
     """Yield what makes a student without its adapter differ from its base model, each with a remedy."""
     for config in adapters_of(student):
         initialization = getattr(config, "init_lora_weights", None)
@@ -172,7 +178,7 @@ def _changes_of_base(student: Any) -> Iterator[tuple[str, str]]:
             yield f"`init_lora_weights` is {initialization!r}, which rewrites its weights", "leave it out"
         if replication := getattr(config, "layer_replication", None):
             yield f"`layer_replication` is {replication!r}, which repeats its layers", "leave it out"
-    if names := _trained_without_adapter(student):
+    if names := _trained_without_adapter(student, additional):
         biases = {getattr(config, "bias", "none") for config in adapters_of(student)} - {"none"}
         reason = f"{len(names)} of its parameters are trained, such as {names[0]!r}"
         if biases and all(name.endswith("bias") for name in names):
@@ -185,14 +191,15 @@ def _changes_of_base(student: Any) -> Iterator[tuple[str, str]]:
 _INITIALIZATIONS_OF_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def _trained_without_adapter(student: Any) -> list[str]:
+def _trained_without_adapter(student: Any, additional: nn.Module | None) -> list[str]:
     """Return the names of the trainable parameters that PEFT does not freeze while the adapter is disabled."""
     trainable = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
     others = [parameter for parameter in student.parameters() if not parameter.requires_grad]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which PEFT emits if `bias` is not 'none'
         with student.disable_adapter():
-            names = [name for name, parameter in trainable if parameter.requires_grad]
+            ignored = {id(parameter) for parameter in additional.parameters()} if additional is not None else set()
+            names = [name for name, parameter in trainable if parameter.requires_grad and id(parameter) not in ignored]
     for parameter in others:
         parameter.requires_grad_(False)
     for _, parameter in trainable:
@@ -243,14 +250,10 @@ def _check_device(device: Any) -> None:
 
 
 def check_rows(datasets: Mapping[str, Any]) -> None:
-    """Refuse datasets and streams without rows."""
+    """Refuse datasets without rows; a stream is read later."""
     for name, dataset in datasets.items():
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise ValueError(f"the {name} dataset is empty; give at least one row.")
-        if isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None:
-            raise ValueError(
-                f"the {name} dataset is a stream without rows; check the files or the split it reads, and its filters."
-            )
 
 
 def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:

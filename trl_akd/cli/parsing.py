@@ -41,8 +41,13 @@ _FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
 """Fields that take a JSON object or the path of a file with one."""
 
 
-_MORE_TYPES = {"device_map": int, "fsdp": bool, "resume_from_checkpoint": bool, "teacher_device": int}
-"""Second types of fields that are declared as text."""
+_MORE_TYPES = {
+    "device_map": (int,),
+    "fsdp": (bool, list),
+    "resume_from_checkpoint": (bool,),
+    "teacher_device": (int,),
+}
+"""Further types of fields that are declared as text."""
 
 
 class _Options(ArgumentParser):
@@ -340,7 +345,7 @@ def _convert(action: Action, types: set[Any], value: Any, where: str) -> Any:
         raise ValueError(f"{where} is empty; give it a value or take the key out.")
     if action.nargs == "+" and value is not None:
         return [_convert_one(action.type, item, where) for item in (value if isinstance(value, list) else [value])]
-    if not isinstance(value, str) and (dict in types or type(value) in {*types, _MORE_TYPES.get(action.dest)}):
+    if not isinstance(value, str) and (dict in types or type(value) in {*types, *_MORE_TYPES.get(action.dest, ())}):
         return value  # objects are checked by `_read_json_objects`
     return _convert_one(action.type, value, where)
 

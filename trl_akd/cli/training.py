@@ -124,14 +124,16 @@ def _errors_of_settings(trainer: "AKDTrainer") -> Iterator[None]:
         raise UserError(str(error.args[0])) from error
 
 
-def _check_adapter_options(model_args: ModelConfig) -> None:
-    """Raise a ValueError if an option of an adapter is set without `use_peft`."""
-    for entry in () if model_args.use_peft else fields(model_args):
-        value = getattr(model_args, entry.name)
-        if entry.name.startswith(("lora_", "use_dora", "use_rslora")) and value != entry.default:
-            raise ValueError(
-                f"`{entry.name}` is {value!r}, which has no effect without `use_peft`; turn that on, or leave it out."
-            )
+def _warn_about_adapter_options(model_args: ModelConfig) -> None:
+    """Warn of options of an adapter without `use_peft`, which a flag may turn off in a recipe with such options."""
+    unused = [
+        f"`{entry.name}`"
+        for entry in fields(model_args)
+        if entry.name.startswith(("lora_", "use_dora", "use_rslora"))
+        and getattr(model_args, entry.name) != entry.default
+    ]
+    if unused and not model_args.use_peft:
+        logger.warning("%s: no effect, since `use_peft` is off, so all weights are trained.", ", ".join(unused))
 
 
 def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
@@ -236,7 +238,7 @@ def make_trainer(
         teacher_cache=training_args.teacher_cache,
         dataset_name=script_args.dataset_name,
     )
-    _check_adapter_options(model_args)
+    _warn_about_adapter_options(model_args)
     tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
     train_dataset, eval_dataset = load_datasets(script_args, training_args)
     training_args.model_init_kwargs = {

@@ -221,6 +221,9 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         own = {name: getattr(self.args, name) for name in ("max_target_length", "guided_weight")}
         return {**super().row_settings(), **own}
 
+    def _additional_head(self) -> torch.nn.Module | None:
+        return plan_head_of(self.model)
+
     def _set_plan_head(self, given: Any, revision: str | None) -> None:
         name = name_of(given)
         if self.args.plan_head == "shared":

@@ -381,7 +381,7 @@ def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
     """Return the texts in the column `name` or, in the plural, `names`."""
     found = {column: _listed(row.get(column), column, index) for column in (name, f"{name}s")}
     one, several = ([text for text in texts if text.strip()] for texts in found.values())
-    if one and several and one != several:
+    if several and not set(one) <= set(several):
         raise ValueError(
             f"Row {index} has both {name!r} and '{name}s', with different texts; remove the column that is not to be "
             "trained on."
@@ -392,11 +392,8 @@ def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
 def _listed(value: Any, column: str, index: int) -> list[str]:
     """Return the texts of a column, which are a text, a list of texts or, in the plural, such a list as JSON."""
     where = f"Column {column!r} of row {index}"
-    if isinstance(value, str) and column.endswith("s") and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"{where} is {value!r:.80}; give a list of texts.") from error
+    if isinstance(value, str) and column.endswith("s"):
+        value = _decoded_list(value)
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple):
         raise ValueError(f"{where} is {value!r:.80}, of type {type(value).__name__}; give a text or a list of texts.")
@@ -405,6 +402,15 @@ def _listed(value: Any, column: str, index: int) -> list[str]:
             raise ValueError(f"{where} holds {type(text).__name__}, not text; drop the row or convert the column.")
         check_encodable(text, where)
     return list(texts)
+
+
+def _decoded_list(text: str) -> Any:
+    """Return the list of which a text is the JSON, or the text."""
+    try:
+        decoded = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return decoded if isinstance(decoded, list) else text
 
 
 def _plan_solutions(row: Mapping[str, Any], num_solutions: int, num_plans: int, index: int) -> list[int]:

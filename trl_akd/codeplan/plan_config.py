@@ -1,6 +1,6 @@
 """Configurations of plan generation by a teacher and of plan sampling in an evaluation."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,9 +180,3 @@ class PlanSamplingConfig:
                 f"`ranker` is {self.ranker!r} without `plan_sampling`; rank existing samples by `trl-akd ranker "
                 "rank` instead."
             )
-        for entry in fields(self):
-            if not self.plan_sampling and getattr(self, entry.name) != entry.default:
-                raise ValueError(
-                    f"`{entry.name}` is {getattr(self, entry.name)!r}, which has no effect without `plan_sampling`; "
-                    "turn that on, or leave it out."
-                )

@@ -1,5 +1,6 @@
 """Load rows from a local file, a saved folder or the Hub."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from datasets.exceptions import DatasetGenerationError
 
 __all__ = ["COLUMN_NAMES", "load", "split_off"]
+
+logger = logging.getLogger(__name__)
 
 _Rows: TypeAlias = Dataset | IterableDataset
 
@@ -53,15 +56,12 @@ def load(
 
     Raises:
         FileNotFoundError: If neither a file or folder nor a dataset on the Hub has that name.
-        ValueError: If the file has another format, cannot be read, or has no rows, if the folder lacks the split, or
-            if a configuration or a revision is given for a local file.
+        ValueError: If the file has another format, cannot be read, or has no rows, or if the folder lacks the split.
     """
     path = Path(name_or_path).expanduser()
-    if path.exists() and (revision is not None or (path.is_file() and config is not None)):
-        raise ValueError(
-            f"The dataset {str(name_or_path)!r} is on this machine, where the configuration {config!r} and the "
-            f"revision {revision!r} have no effect; leave them out."
-        )
+    for option, value in (("revision", revision), ("configuration", config if path.is_file() else None)):
+        if value is not None and path.exists():
+            logger.warning("The dataset %r is on this machine; its %s, %r, is ignored.", str(path), option, value)
     if path.is_file():
         dataset = _load_file(path, split, streaming)
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():

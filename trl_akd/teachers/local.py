@@ -130,7 +130,7 @@ def load_teacher(
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, name_or_path, **hub_arguments(source))
+    return PeftModel.from_pretrained(model, name_or_path, autocast_adapter_dtype=False, **hub_arguments(source))
 
 
 def verify_architecture(model: Any, inputs: Mapping[str, Any], *, role: str) -> None:

@@ -21,10 +21,15 @@ def model(family, positions):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"train_dataset": LONG}, "`max_length` is 64, but the {} has positions for 48 tokens; set .* at most 48"),
-        ({"train_dataset": LONG, "max_length": None}, "`max_length` is 51, but the {} has positions for 48"),
-        ({"train_dataset": LONG.to_iterable_dataset()}, "`max_length` is 64, but the {} has positions for 48"),
-        ({"eval_dataset": LONG}, "`max_length` is 64, but the {} has positions for 48"),
+        (
+            {"train_dataset": LONG},
+            "the longest row has 51 tokens, but the {} has positions for 48; .*`max_length` to at most",
+        ),
+        (
+            {"train_dataset": LONG, "max_length": None},
+            "the longest row has 51 tokens, but the {} has positions for 48",
+        ),
+        ({"eval_dataset": LONG}, "the longest row has 51 tokens, but the {} has positions for 48"),
         ({"lmbda": 1.0, "max_new_tokens": 47}, "and `max_new_tokens` is 47, but the {} has positions for 48"),
         ({"seq_kd": True, "max_new_tokens": 47}, "and `max_new_tokens` is 47, but the {} has positions for 48"),
         ({"max_length": 40, "pad_to_multiple_of": 32, "train_dataset": LONG}, "`pad_to_multiple_of` is 32, .* to 64"),
@@ -55,6 +60,11 @@ def test_texts_that_fit(trainer, family, settings):
     assert made.state.global_step == 2
 
 
+def test_a_stream_that_may_have_longer_texts_is_warned_of(trainer, caplog):
+    trainer(model=model("codegen", 48), train_dataset=LONG.to_iterable_dataset(), max_length=64)
+    assert "`max_length` is 64, but the student has positions for 48 tokens" in caplog.text
+
+
 def test_models_that_compute_positions_have_no_limit(trainer):
     made = trainer(model=tiny.model(max_position_embeddings=16), max_length=64, train_dataset=LONG)
     made.train()
@@ -80,7 +90,7 @@ def test_all_trainers(pair, tmp_path, trainer_class, config_class, rows, positio
         )
 
     if positions == 40:
-        with pytest.raises(ValueError, match="`max_length` is 256, but the student has positions for 40"):
+        with pytest.raises(ValueError, match=r"the longest row has \d+ tokens, but the student has positions for 40"):
             make()
     else:
         make().train()

@@ -195,10 +195,10 @@ def test_wrong_settings_have_one_sentence(
     ],
 )
 def test_settings_without_effect_that_a_flag_may_cause(
-    setting: dict[str, Any], warning: str, settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
+    setting: dict[str, Any], warning: str, settings: dict[str, Any], recipe, caplog: pytest.LogCaptureFixture
 ):
     assert main(["akd", "--config", recipe({**settings, **setting, "max_steps": 1})]) == 0
-    assert warning in capsys.readouterr().err
+    assert warning in caplog.text
 
 
 def test_bugs_in_training_have_a_traceback(settings: dict[str, Any], recipe, monkeypatch: pytest.MonkeyPatch):

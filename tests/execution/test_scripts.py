@@ -89,6 +89,11 @@ def test_programs_may_begin_like_json(run_one: RunOne, tests: str) -> None:
     assert not run_one("def f(x): return x", tests).passed
 
 
+def test_a_literal_that_is_not_json_is_no_test(run_one: RunOne) -> None:
+    with pytest.raises(ValueError, match="has values that JSON lacks .*set"):
+        run_one("def f(x): return x", "{'inputs': [[1]], 'outputs': [{1, 2}], 'fn_name': 'f'}")
+
+
 def test_script(run_one: RunOne) -> None:
     result = run_one(ADD, cases(("1 2\n", "3\n"), ("3 4", "7"), ("5 6", " 11 ")))
     assert (result.status, result.tests_passed, result.tests_total) == ("passed", 3, 3)
@@ -262,7 +267,7 @@ def test_wrong_call_is_shown(run_one: RunOne, candidate: str, expected: Any, mes
 
 
 def test_an_expected_value_that_cannot_be_compared(executor: CodeExecutor) -> None:
-    with pytest.raises(TypeError, match=r"outputs\[1\] cannot be compared .*'object'"):
+    with pytest.raises(TypeError, match=r"has outputs\[1\] that cannot be compared .*'object'"):
         executor.run([("def f(a): return a", cases(([2], 2), ([3], object()), fn_name="f"))])
 
 

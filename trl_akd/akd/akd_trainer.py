@@ -426,7 +426,7 @@ class AKDTrainer(GKDTrainer):
                     check_texts(self.args, role, positions, **self._longest_texts(dataset, name))
                 elif dataset is not None:
                     logger.warning(
-                        "`max_length` is %s, but %s has positions for %s tokens; a longer row of the %s stream will fail.",
+                        "`max_length` is %s, but %s has positions for %s tokens; a longer row of the stream %r fails.",
                         self.args.max_length,
                         role,
                         positions,

@@ -30,7 +30,7 @@ __all__ = ["VERDICTS", "Verdict", "VerdictFile", "Verdicts", "label", "run_sampl
 VERDICTS = "verdicts.jsonl"
 _SECONDS_BETWEEN_WRITES = 0.5  # a synchronous write takes longer than most programs
 
-_HARNESS = 2  # version of the execution of tests; increased when verdicts change
+_HARNESS = 3  # version of the execution of tests; increased when verdicts change
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,15 @@ def _is_same_fraction(terms: list[Any], wanted: Any) -> bool:
         ratio = wanted.as_integer_ratio()
     except (AttributeError, ValueError, OverflowError):
         return False  # not a finite number
-    return bool(tuple(map(plain_data.untag, terms)) == ratio)
+    return bool(_terms(terms) == ratio)
+
+
+def _terms(content: list[Any]) -> tuple[int, int]:
+    """Return numerator and denominator of a tagged Fraction, which may be forged."""
+    numerator, denominator = (plain_data.untag(term) for term in content if plain_data.split(term)[0] in (None, "int"))
+    if not (isinstance(numerator, int) and isinstance(denominator, int)):
+        raise TypeError("a Fraction of values that are no integers")
+    return numerator, denominator
 
 
 def _literal(value: Any, limit: int | None = None) -> Iterator[str]:
@@ -131,12 +139,8 @@ def _literal(value: Any, limit: int | None = None) -> Iterator[str]:
     elif tag == "int":
         yield _integer(plain_data.untag(value))
     elif tag == "Fraction":
-        numerator, denominator = content
-        yield "Fraction("
-        yield from _literal(numerator)
-        yield ", "
-        yield from _literal(denominator)
-        yield ")"
+        numerator, denominator = _terms(content)
+        yield f"Fraction({_integer(numerator)}, {_integer(denominator)})"
     elif isinstance(content, str) and tag in (None, "Decimal"):
         text = repr(content[:limit])
         yield text if tag is None else f"Decimal({text})"

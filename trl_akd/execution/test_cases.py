@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from .returned_values import describe_difference, shorten
 from .test_discovery import discover_tests
 from .worker import OUTPUT_BYTES, Case
+from .zygote import plain_data
 
 __all__ = ["CaseRun", "Tests", "check_tests", "decode_tests", "run_cases", "same_output"]
 
@@ -75,7 +76,8 @@ def decode_tests(tests: Any) -> Any:
     """Return inputs and outputs that are given as text, in JSON or as a Python literal; return other tests unchanged.
 
     Raises:
-        ValueError: If the JSON contains integers of more than 4,300 digits, which Python does not parse.
+        ValueError: If the JSON contains integers of more than 4,300 digits, which Python does not parse, or a literal
+            has values that JSON lacks, such as sets.
     """
     if not isinstance(tests, str) or tests.lstrip()[:1] not in ("{", "["):
         return tests
@@ -84,9 +86,13 @@ def decode_tests(tests: Any) -> Any:
     except (json.JSONDecodeError, RecursionError):
         pass
     try:
-        return ast.literal_eval(tests.strip())
+        literal = ast.literal_eval(tests.strip())
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return tests
+    try:
+        return json.loads(json.dumps(literal))
+    except TypeError as error:
+        raise ValueError(f"the text {tests!r:.80} has values that JSON lacks ({error}); give JSON") from error
 
 
 def check_tests(tests: object, where: str) -> None:
@@ -112,6 +118,13 @@ def check_tests(tests: object, where: str) -> None:
                 f"{where} has inputs of type {type(value).__name__} for calls of {function!r}; give each call a "
                 "list of its arguments."
             )
+    for number, value in enumerate(outputs if function is not None else ()):
+        try:
+            plain_data.encode(value)
+        except TypeError as error:
+            raise TypeError(
+                f"{where} has outputs[{number}] that cannot be compared ({error}); give numbers, strings and lists."
+            ) from error
     for kind, values in (("inputs", inputs), ("outputs", outputs)):
         for value in values if function is None else ():
             if not isinstance(value, str) and not _is_lines(value):
@@ -227,12 +240,7 @@ def _check_outcome(
         if harness.same_output(printed, expected_text):
             return outcome
         return _failure(outcome, f"case {number}: printed {shorten(printed)}, not {shorten(expected_text)}")
-    try:
-        difference = describe_difference(data, expected, unwraps=harness.unwraps)
-    except TypeError as error:
-        raise TypeError(
-            f"outputs[{number - 1}] cannot be compared ({error}); give numbers, strings and lists."
-        ) from error
+    difference = describe_difference(data, expected, unwraps=harness.unwraps)
     return outcome if difference is None else _failure(outcome, f"case {number}: {difference}")
 
 

@@ -405,12 +405,12 @@ def _listed(value: Any, column: str, index: int) -> list[str]:
 
 
 def _decoded_list(text: str) -> Any:
-    """Return the list of which a text is the JSON, or the text."""
+    """Return the list or mapping of which a text is the JSON, or the text."""
     try:
         decoded = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return decoded if isinstance(decoded, list) else text
+    return decoded if isinstance(decoded, list | dict) else text
 
 
 def _plan_solutions(row: Mapping[str, Any], num_solutions: int, num_plans: int, index: int) -> list[int]:

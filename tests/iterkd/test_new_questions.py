@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -145,6 +146,29 @@ class TestReading:
             f"Write a SQL, C or JavaScript function f.\n\n{section}\n\nIt returns a number.",
         ]:
             assert read_question(question) == question
+
+    def test_code_that_specifies_the_task_is_kept(self):
+        question = (
+            "Write a script whose output matches that of this loop, without a loop.\n\n"
+            "```python\nfor i in range(3): print(i)\n```"
+        )
+        assert read_question(question) == question
+
+    def test_only_the_section_about_the_exercise_is_removed(self):
+        task = "Write a class Account."
+        rest = "Learners must implement deposit() and raise ValueError."
+        assert read_question(f"{task}\n\nTopics:\n- id\n- title\n\n{rest}") == (
+            f"{task}\n\nTopics:\n- id\n- title\n\n{rest}"
+        )
+        assert read_question(f"{task}\n\nTopics: those that learners practise.\n\n{rest}") == f"{task}\n\n{rest}"
+
+    @pytest.mark.parametrize(
+        "filler", ["\n", "\n\n", " ", "*", "#", "\t\n", "topics:\n", "code:\n", "## code\n", "tests:\n", "task:\n"]
+    )
+    def test_time_is_linear(self, filler):
+        begin = time.process_time()
+        read_question("Write a function f.\n" + filler * (20_000 // len(filler)) + "x")
+        assert time.process_time() - begin < 2
 
     def test_steps_of_a_task_are_kept(self):
         for steps in [

@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 
 import pytest
@@ -60,6 +61,50 @@ class TestAnswers:
     )  # fmt: skip
     def test_answers_that_only_sound_like_refusals(self, answer):
         assert not refuses(answer)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "Thanks for the question! I can't do better than a greedy approach: sort the items by their end.",
+            "Thanks! I'm afraid of nothing here: sort the list.",
+            "The graph may have cycles, so I can't help but use a visited set.",
+            "The input may be unsorted, so I can't do that with binary search; use a hash set instead.",
+            "The input may be unsorted, so I can't do that; use a hash set.",
+            "I can't help but notice that the list is sorted.",
+            "I don't think I should use recursion here. An iterative loop is enough.",
+            "I don't think I can write the answer in one line.",
+            "I would rather not sort the list; a heap is enough.",
+            "I'd prefer not to write this as a comprehension.",
+            "I need to decline negative numbers: return None.", "I must refuse an empty list first.",
+            "I have to refuse zero divisors, so None is returned.", "I'm not comfortable with recursion here.",
+            "Recursion without memoization violates my usual advice, but it is short.",
+            "Entschuldigung wird als String erwartet.", "Scusa è una parola di cinque lettere.",
+            "Desculpe é um texto.", "Kann die Funktion die Bedingung nicht erfüllen, ist das Ergebnis None.",
+            "No puedo hacer nada mejor que ordenar la lista.", "残念ながら再帰は遅いので、ループを使います。",
+            "안타깝게도 재귀는 느리므로 반복문을 사용합니다.", "很遗憾,递归太慢,请使用循环。",
+        ],
+    )  # fmt: skip
+    def test_help_that_is_worded_like_a_refusal(self, answer):
+        assert not refuses(answer)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "Thanks for asking! I'm sorry, but I can't help with that.", "I must respectfully decline.",
+            "I have to decline to answer this question.", "Thank you. I can't answer that question.",
+            "That violates my content policy.", "I would prefer not to help with malware.",
+            "This may harm people, so I cannot comply.",
+        ],
+    )  # fmt: skip
+    def test_refusals_after_other_words(self, answer):
+        assert refuses(answer)
+
+    @pytest.mark.parametrize("start", ["", "thanks ", "thank you", "I ", "sorry, ", "I don't think I can help "])
+    @pytest.mark.parametrize("filler", [" ", "#", "*", "- ", "- \n", "thanks ", "I can't ", "a, so "])
+    def test_time_is_linear(self, start, filler):
+        begin = time.process_time()
+        refuses(start + filler * (50_000 // len(filler)) + "x")
+        assert time.process_time() - begin < 2
 
     @pytest.mark.parametrize(
         "answer",

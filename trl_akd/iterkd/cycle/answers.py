@@ -21,46 +21,73 @@ __all__ = [
     "without_strings",
 ]
 
+_CANNOT = r"(?:i(?:\Wm|\s+am)?\s+(?:can\W?t|can\s?not|won\Wt|will\s+not|unable\s+to|not\s+able\s+to))"
 _REFUSAL = re.compile(
-    r"""\W* (?:(?:unfortunately|well|hello|hi|oh|thank\s+you[^.!,\n]{0,40}|thanks[^.!,\n]{0,40})\W+){0,2} (?:
+    rf"""\W*+ (?:(?:unfortunately|well|hello|hi|oh)\W++)? (?:
         i(?:\Wm|\s+am)\s+(?:(?:very|so|really|truly)\s+)?(?:sorry|afraid)\b
         | (?:sorry|apologies|my\s+apologies|i\s+apologi[sz]e)\b
         | as\s+an?\s+(?:ai|artificial\s+intelligence)\b
-        | i(?:\Wm|\s+am)?\s+(?:can\W?t|can\s?not|won\Wt|will\s+not|unable\s+to|not\s+able\s+to)\s+
-          (?:be\s+able\s+to\s+)?(?:assist|help|provide|create|write|generate|fulfil|comply|answer|produce|give|offer|do)
-        | i\s+(?:must|need\s+to|have\s+to|will\s+have\s+to)\s+(?:respectfully\s+|politely\s+)?(?:decline|refuse)\b
-        | i(?:\Wd|\s+would)\s+(?:rather|prefer)\s+not\b | i(?:\Wm|\s+am)\s+not\s+comfortable\b
-        | i\s+(?:don\Wt|do\s+not)\s+(?:feel\s+comfortable|(?:think|believe)\s+(?:that\s+)?i\s+(?:can|should))\b
-        | [^.?!\n]{0,80}\b(?:goes\s+against|violates)\s+my\b
-        | [^.?!\n]{0,80}[,;]\s*(?:but|so|and)\s+i\s+(?:can\W?t|can\s?not|won\Wt)\s+
-          (?:assist|help|comply|do\s+(?:this|that|so))\b
+        | (?:{_CANNOT}|i\s+must\s+decline\s+to)\s+(?:be\s+able\s+to\s+)?(?:assist|help(?!\s+but\b)|provide|create|write
+          |generate|fulfil|comply|answer|produce|give|offer|do(?!\s+(?:any\s+)?(?:better|more)\b))
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_REFUSED = r"""(?:
+    (?:with\s+)?(?:this|that|it|so)
+    | (?:with\s+)?(?:this|that|these|those|such|your|the|any|an?)\s+(?:\w+\s+){0,3}
+      (?:requests?|tasks?|questions?|instructions?|prompts?|exercises?|challenges?|help|assistance|answers?)
+      (?:\s+(?:about|that|which|on|involving)\b[^.,;:\n]{0,60})?
+) (?=\s*(?:[.,;:!?\u2013\u2014-]|\n|\Z|because\b|since\b|as\s+it\b))"""
+_TO_HELP = rf"""(?:
+    (?:help|assist|comply)(?:ing)?(?=\s*[.,;!]|\s*\Z) | (?:help|assist)(?:ing)?\s+(?:you\s+)?with\s+[^.,;:\n]{{1,60}}
+    | (?:help|assist|comply|do|provid|creat|writ|generat|fulfil|answer|produc|giv|offer)(?:e|ing|ling)?\s+{_REFUSED}
+)"""
+_DECLINES = re.compile(
+    rf"""\W*+ (?:(?:thank\s+you|thanks|hello|hi)\b[^.!,;:\n\u2013\u2014-]{{0,40}}[.!,;:\n\u2013\u2014-]\W*+)?
+    (?:(?:unfortunately|sorry|i(?:\Wm|\s+am)\s+sorry)\W++(?:but\s+)?)? (?:
+        i\s+(?:must|need\s+to|have\s+to|will\s+have\s+to)\s+(?:respectfully\s+|politely\s+)?(?:decline|refuse)
+          (?:\s*(?:[.,;!]|\Z) | \s+{_REFUSED} | \s+to\s+{_TO_HELP})
+        | i(?:\Wd|\s+would)\s+(?:rather|prefer)\s+not\s+(?:to\s+)?{_TO_HELP}
+        | i(?:(?:\Wm|\s+am)\s+not|\s+(?:don\Wt|do\s+not)\s+feel)\s+comfortable\s+(?:{_TO_HELP} | {_REFUSED})
+        | i\s+(?:don\Wt|do\s+not)\s+(?:think|believe)\s+(?:that\s+)?i\s+(?:can|should)\s+{_TO_HELP}
+        | [^.?!\n]{{0,80}}\b(?:goes\s+against|violates)\s+my\s+(?:\w+\s+)?
+          (?:guideline|polic|principle|rule|value|instruction)
+        | (?:[^.?!\n]{{0,80}}[,;]\s*(?:but|so|and)\s+)?{_CANNOT}\s+(?:be\s+able\s+to\s+)?{_TO_HELP}
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
 _FOREIGN_REFUSAL = re.compile(
-    r"""\W* (?:(?:leider|lo\s+siento|lamentablemente|malheureusement|infelizmente|purtroppo|к\s+сожалению)\W+)? (?:
-        (?:es\s+)?tut\s+mir\s+(?:\w+\s+)?leid\b | ich\s+bedau\w+ | entschuldigung\b
-        | (?:ich\s+)?(?:kann|darf|werde)\b[^.\n]{0,80}\bnicht\s+(?:\w+\s+)?
+    r"""\W*+ (?:(?:leider|lo\s+siento|lamentablemente|malheureusement|infelizmente|purtroppo|к\s+сожалению|残念ながら
+        |恐れ入りますが|(?:很|非常|十分)?(?:遗憾|遺憾))\W*+)? (?:
+        (?:es\s+)?tut\s+mir\s+(?:\w+\s+)?leid\b | ich\s+bedau\w+ | entschuldigung(?=\s*[,.!])
+        | (?:ich\s+(?:kann|darf|werde)|(?:kann|darf|werde)\s+ich)\b[^.\n]{0,80}\bnicht\s+(?:\w+\s+)?
           (?:helfen|erfüllen|erstellen|unterstützen|nachkommen)
-        | lo\s+(?:siento|lamento)\b | no\s+puedo\s+(?:ayudar|asistir|crear|cumplir|generar|proporcionar|hacer)
-        | (?:je\s+suis\s+(?:\w+\s+)?)?désolée?s?\b
+        | lo\s+(?:siento|lamento)\b
+        | no\s+puedo\s+(?:ayudar|asistir|crear|cumplir|generar|proporcionar|hacer(?:lo\b|\s+es[ot]))
+        | je\s+suis\s+(?:\w+\s+)?désolée?s?\b | désolée?s?(?=\s*[,.!])
         | je\s+(?:ne\s+peux\s+pas|ne\s+suis\s+pas\s+en\s+mesure)\s+(?:de\s+|d\W)?(?:(?:vous|te)\s+|t\W)?
-          (?:aider|assister|créer|fournir|générer|répondre|faire)
-        | desculp(?:e|a)\b | (?:eu\s+)?(?:sinto|lamento)\s+muito\b
-        | (?:eu\s+)?não\s+posso\s+(?:ajudar|atender|auxiliar|criar|gerar|fornecer|fazer)
-        | mi\s+dispiace\b | (?:mi\s+)?scus[ai]\b
-        | non\s+posso\s+(?:aiutar|assister|creare|fornir|generare|soddisfare|far)
-        | извин(?:ите|и)\b | прост(?:ите|и)\b | мне\s+(?:очень\s+)?жаль\b
+          (?:aider|assister|créer|fournir|générer|répondre|faire\s+(?:cela|ça|ceci))
+        | desculp(?:e|a)(?=\s*[,.!]) | (?:eu\s+)?(?:sinto|lamento)\s+muito\b
+        | (?:eu\s+)?não\s+posso\s+(?:ajudar|atender|auxiliar|criar|gerar|fornecer|fazer\s+is[st]o)
+        | mi\s+dispiace\b | (?:mi\s+)?scus[ai](?=\s*[,.!])
+        | non\s+posso\s+(?:aiutar|assister|creare|fornir|generare|soddisfare|farlo|fare\s+questo)
+        | (?:извин(?:ите|и)|прост(?:ите|и))(?=\s*[,.!]) | мне\s+(?:очень\s+)?жаль\b
         | я\s+не\s+(?:могу|буду)\s+(?:\w+\s+)?(?:помо|выполн|созда|ответ|предостав)
-        | 申し訳(?:ありません|ございません) | すみません | 恐れ入りますが | 残念ながら
-        | [^。\n]{0,60}(?:お手伝い|お応え|お答え|ご協力|対応|協力)[^。\n]{0,8}(?:できません|できかね|いたしかね)
-        | 죄송 | 안타깝 | 유감 | [^.\n]{0,60}(?:도와|도움을|응해|제공해)[^.\n]{0,8}(?:수\s*없|어렵)
-        | (?:我?很|非常|十分)?(?:抱歉|遗憾|遺憾) | 对不起 | 對不起 | 我(?:无法|無法|不能)
+        | 申し訳(?:ありません|ございません) | すみません
+        | [^。\n]{0,60}(?:お手伝い|お応え|お答え|ご協力|ご対応)[^。\n]{0,8}(?:できません|できかね|いたしかね)
+        | 죄송 | [^.\n]{0,60}(?:도와|도움을|응해|제공해)[^.\n]{0,8}(?:수\s*없|어렵)
+        | (?:我?很|非常|十分)?抱歉 | 对不起 | 對不起 | 我(?:无法|無法|不能)
         | 作为[^\s。]{0,12}(?:AI|人工智能|语言模型|助手)\w{0,8}\W\s*我(?:无法|不能)
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""Apologies and refusals at the beginning of an answer in other languages than English."""
+"""Apologies and refusals at the beginning of an answer, in English and other languages."""
+_ADVICE = re.compile(
+    r"(?:[.,;:!?]\s|\n|[\u2013\u2014-])\s*+(?:(?:so|but|and|please|just|rather|instead)\b\W*+)*(?:use|sort|return|loop|iterate"
+    r"|call|raise|store|replace|keep|take|check|start|add|convert|build|compute|count|write|define|pass|read|split)\b",
+    re.IGNORECASE,
+)
+"""Imperatives of programming: an answer with such a sentence helps."""
 _PYTHON = {"", "python"}
 _CODE_LINE = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
@@ -96,8 +123,15 @@ def refuses(answer: str) -> bool:
 
     ```
     """
-    is_apology = any(pattern.match(answer) for pattern in (_REFUSAL, _FOREIGN_REFUSAL))
-    return not answer.strip() or (is_apology and not has_code(answer))
+    if not answer.strip():
+        return True
+    declines = _DECLINES.match(answer)
+    is_refusal = (
+        _REFUSAL.match(answer)
+        or _FOREIGN_REFUSAL.match(answer)
+        or (declines and not _ADVICE.search(answer, declines.end()))
+    )
+    return bool(is_refusal) and not has_code(answer)
 
 
 def has_code(answer: str) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Literal, TypeAlias
 
 from ...generation import TextGenerator, parse_answer
@@ -119,7 +120,7 @@ _SPEAKS_OF_CODE = re.compile(
     r":\s*\Z|\b(?:below|following|above|existing|starter|skeleton|template|given(?! (?:by|as|in)\b)"
     r"|complet\w+|refactor\w*|re-?writ\w+"
     r"|optimi[sz]\w+|debug\w*|fix\w*|modif\w+|extend\w*|translat\w+|explain\w*|improv\w+|chang\w+"
-    r"|(?:this|the) (?:code|function|program|snippet|class))\b",
+    r"|(?:this|the) (?:code|function|program|snippet|class)|this (?:loop|script|query|output|example))\b",
     re.IGNORECASE,
 )
 _STARTER = re.compile(r"\byour (?:code|implementation|solution)\b|\btodo\b|\bfill in\b|_{3,}", re.IGNORECASE)
@@ -180,8 +181,10 @@ _REMARK_LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """Labels of sections that are part of the question unless they are about the exercise."""
+_SECTION = re.compile(r"\s*(?:[^\n]*\S[^\n]*(?:\n|\Z))*")
 _ABOUT_THE_EXERCISE = re.compile(
-    rf"\b(?:same (?:domain|type|difficulty|skills?|length|level)|(?:this|given|original|previous) {_KIND}|learners?"
+    rf"\b(?:same (?:domain|type|difficulty|skills?|length|level)|(?:this|given|original|previous) {_KIND}"
+    r"|learners?(?! (?:must|should|have to|need to|implement)\b)"
     r"|students? (?:must|need|learn|practi[sc])\w*|practi[sc]es?|the solution|(?:time|space) complexity)\b",
     re.IGNORECASE,
 )
@@ -283,7 +286,7 @@ _TO_THE_REQUESTER = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
-    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
+    r"\n\s*+(?:(?:-{3,}|\*{3,})\s*+)?[(*_#> \t]*+(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
     r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want"
     r"|prefer) (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|\(?(?:I|we)(?:['\u2019]ve| have)? (?:kept|chose"
     r"|changed|made|wrote|designed|picked|asked|replaced|switched|stayed|avoided|focused|based|selected|created|varied"
@@ -295,6 +298,9 @@ _CLOSING = re.compile(
     rf"|reasoning|why this task)[* ]*:[^\n]*(?:skill|same|original|given))[\s\S]*\Z",
     re.IGNORECASE,
 )
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){9,}")
+_LONG_RUN = re.compile(r"([ \t#*_>])\1{80,}")
+_MAX_LABELS = 50
 _RULE_AT_END = re.compile(r"\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*\Z")
 _PLACEHOLDER = re.compile(r"\W*(?:n/?a|none|null|\[[^\]\n]{0,60}\])\W*", re.IGNORECASE)
 
@@ -317,7 +323,8 @@ def read_question(answer: str) -> str:
 
     ```
     """
-    text = parse_answer(answer).text.strip()
+    text = _LONG_RUN.sub(lambda run: run[0][:80], parse_answer(answer).text.strip())
+    text = _BLANK_LINES.sub("\n" * 10, text)
     for _ in range(_MAX_LAYERS):
         if (inner := _without_outer_layer(text)) == text:
             break
@@ -388,6 +395,15 @@ def _without_outer_layer(text: str) -> str:
         return text[: solution.start()].strip()
     if (cut := _cut_label(text)) is not None:
         return text[:cut].strip()
+    for label in islice(_REMARK_LABEL.finditer(text), _MAX_LABELS):
+        section = _SECTION.match(text, label.end())
+        if (
+            section
+            and label.start() > 0
+            and _ABOUT_THE_EXERCISE.search(section[0])
+            and not _is_in_examples(text, label)
+        ):
+            return f"{text[: label.start()].rstrip()}\n\n{text[section.end() :].lstrip()}".strip()
     for pattern in (_CLOSING, _RULE_AT_END):
         if (closing := pattern.search(text)) and closing.start() > 0:
             return text[: closing.start()].strip()
@@ -422,22 +438,25 @@ def _cut_label(text: str) -> int | None:
     Explanations of examples are part of the question.
     """
     asks = _ASKS_FOR_CODE.search(text)
-    for label in _LATER_LABEL.finditer(text):
+    for label in islice(_LATER_LABEL.finditer(text), _MAX_LABELS):
         following = text[label.end() :].strip("*_ \t\n")
         if asks and asks.start() < label.start() and (not following or _ASKS.match(following)):
             return label.start()
-    found = [*_CUT_LABEL.finditer(text), *_TEST_LABEL.finditer(text), *_DIFFICULTY.finditer(text)]
-    found += [label for label in _REMARK_LABEL.finditer(text) if _ABOUT_THE_EXERCISE.search(text, label.end())]
-    for label in sorted(found, key=re.Match.start):
-        above = text[: label.start()].rstrip().rpartition("\n")[2]
-        if label.start() > 0 and not _EXAMPLE_LINE.match(above):
+    labels = (islice(pattern.finditer(text), _MAX_LABELS) for pattern in (_CUT_LABEL, _TEST_LABEL, _DIFFICULTY))
+    for label in sorted(chain.from_iterable(labels), key=re.Match.start):
+        if label.start() > 0 and not _is_in_examples(text, label):
             return label.start()
     return None
 
 
+def _is_in_examples(text: str, label: re.Match[str]) -> bool:
+    """Return whether the line above a label is that of an example."""
+    return _EXAMPLE_LINE.match(text[: label.start()].rstrip().rpartition("\n")[2]) is not None
+
+
 def _solution_start(text: str) -> int | None:
     """Return the start of code that solves the question: in a fence, as paragraphs at the end, or after a label."""
-    for label in _CODE_LABEL.finditer(text):
+    for label in islice(_CODE_LABEL.finditer(text), _MAX_LABELS):
         fence = _CODE_IN_FENCE.match(text, label.end())
         tag, code = (fence["tag"], fence["code"]) if fence else ("", text[label.end() :])
         if label.start() > 0 and (not code.strip() or _solves(text[: label.start()], code, tag, is_last=True)):

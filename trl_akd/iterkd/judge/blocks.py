@@ -176,8 +176,9 @@ class Block:
     prose: bool = False  # scores in sentences
     scores: dict[int, float | Refusal] = field(default_factory=dict)  # by rule, or the reason for which there is none
     total: float | None = None  # as the judge gives it
-    analysis: list[str] = field(default_factory=list)  # texts of a JSON object before its scores, or that explain them
-    remarks: list[str] = field(default_factory=list)  # other texts of a JSON object
+    analysis: list[str] = field(default_factory=list)  # texts of a JSON object before its scores
+    explanations: list[str] = field(default_factory=list)  # those after its scores that explain them
+    remarks: list[str] = field(default_factory=list)  # others after its scores
 
     @property
     def numbers(self) -> dict[int, float]:
@@ -596,7 +597,8 @@ def _note_texts(block: Block, value: Mapping[Any, Any]) -> None:
     for key, item in value.items():
         after_scores = after_scores or rule_of_key(str(key)) is not None or isinstance(item, dict | list)
         if isinstance(item, str):
-            (block.remarks if after_scores and not _EXPLANATION.search(str(key)) else block.analysis).append(item)
+            after = block.explanations if _EXPLANATION.search(str(key)) else block.remarks
+            (after if after_scores else block.analysis).append(item)
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:

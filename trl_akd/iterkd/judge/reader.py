@@ -110,7 +110,13 @@ _NOT_GIVEN = re.compile(
     r"\b|\b(?:scores?|numbers|values|points|ratings?|these|those|they|all)\b(?: \w+)? (?:are"
     r"|were)(?: \w+){0,3} (?:copied|random(?:ly)?|placeholders?|dummy|made[- ]up|arbitrar\w+)\b|^\W*(?:placeholders?"
     r"|dummy|random|arbitrary)\b|\bI (?:\w+ )?copied\b|\bdisclaimers?\b|\byesterday\b|\bwould have (?:said|given"
-    r"|been)\b|\b(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?\b",
+    r"|been)\b|\b(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?\b"
+    r"|(?:^|(?<=[.!?;] ))\W*(?:(?:(?:all|most|some|everything|it|this|that)(?: of (?:it|this|that|them|these))?"
+    r" (?:is|are|was|were|has been|have been)(?: (?:just|all|only|simply|mostly|purely|entirely|completely|chosen"
+    r"|picked|assigned|selected|given))*|(?:just |all |simply |mostly )?(?:chosen|picked|assigned|selected|given)|all"
+    r"|just|simply)? )?(?:(?:arbitrar(?:y|ily)|random(?:ly)?|at random)(?=\W*$|[.,;!]| (?:chosen|picked|assigned"
+    r"|selected|given)\b)|copied from\b[^.;\n]{0,40}\b(?:candidate|answer|author|student|submission|comment|docstring"
+    r"|code|prompt|instruction|example|template))",
     re.IGNORECASE,
 )
 """Words about scores that do not result from judging."""
@@ -121,14 +127,20 @@ _COUNTERFACTUAL = re.compile(
 )
 """Sentences about scores of another answer, as where a fault were mended."""
 _PRAISE = re.compile(
-    r"\b(?:no|without(?: any)?|free (?:of|from)|zero)(?: \w+){0,2}? (?:errors?|bugs?|crash\w*|mistakes?|failures?)\b"
-    r"|(?:\b(?:not|never|nothing)|n['\u2019]t)(?: \w+)?? (?:fails?|crash\w*|miss(?:es|ing)?|lacks?|wrong"
-    r"|break)\b(?! \w+ly\b)|\bnot (?:only|possible to break)\b",
+    r"(?P<before>(?:^|[.,;:!?(])(?:(?!\b(?:not?|never|nothing|none|nobody|hardly|cannot)\b|n['\u2019]t)[^.,;:!?(])*)"
+    r"(?:\bnot only\b|(?:\b(?:no|without(?: any)?|free (?:of|from)|zero)(?: \w+){0,2}?"
+    r" (?:errors?|bugs?|crash\w*|mistakes?|failures?)"
+    r"(?: (?:or|and|nor) (?:errors?|bugs?|crash\w*|mistakes?|failures?))?"
+    r"|(?:\b(?:not|never|nothing)|n['\u2019]t)(?: \w+)?? (?:fails?|crash\w*|miss(?:es|ing)?|lacks?|wrong|break)"
+    r"|\bnot possible to break)\b(?= *(?:[.,;:!?)]|$)))",
     re.IGNORECASE,
 )
+"""Clauses that end with praise such as "without errors"."""
 _CRITICISM = re.compile(
     r"\b(?:not|cannot|fails?|failed|failing|wrong|incorrect|errors?|bugs?|crash\w*|missing|misses|lacks?|however|but"
-    r"|yet|unless|only if|once|would have)\b|\bif\b[^.]*\bwould\b|\bwould\b[^.]*\bif\b|n['\u2019]t\b",
+    r"|yet|unless|only if|once|would have)\b|\bif\b[^.]*\b(?:would|raises?|raised|breaks?|throws?)\b"
+    r"|\b(?:would|raises?|raised|breaks?|throws?)\b[^.]*\bif\b|n['\u2019]t\b"
+    r"|\b(?:nothing|nobody|hardly)\b[^.,;]*\bwithout\b|\b(?:nothing|hardly anything) works?\b",
     re.IGNORECASE,
 )
 """Words after scores that contradict full marks for every rule, which may then be dictated or copied."""
@@ -173,10 +185,26 @@ _DECLINED = re.compile(
     r"|grades?)\b(?! (?:of|above|higher|for rule)))|\b(?:answer|submission|response|code|solution|this) can(?:not"
     r"|['\u2019]t| not) be (?:judged|scored|rated|graded|assessed)\b|\b(?:these|my|the following) (?:scores|ratings"
     r"|points)(?: \w+){0,2} are(?: \w+){0,2} (?:placeholders?|made[- ]up|meaningless|arbitrary|dummy|random"
-    r"|guess\w*)\b|\b(?:placeholder|made[- ]up|dummy) (?:scores|ratings)\b",
+    r"|guess\w*)\b|\b(?:placeholder|made[- ]up|dummy) (?:scores|ratings)\b"
+    r"|\b(?:I|we) (?:did(?:n['\u2019]t| not)|have(?:n['\u2019]t| not)|never)(?: \w+)??"
+    r" (?:read|look(?:ed)? at|review(?:ed)?|judged?|evaluated?|assess(?:ed)?)"
+    r"(?: (?:it|this|that|any of (?:it|this)|(?:the|this|your|its)(?: \w+)??"
+    r" (?:code|answer|submission|solution|program|response))\b|\W*$|[.,;!])"
+    r"|\b(?:I|we) (?:\w+ )?(?:copied|invented|fabricated|guessed|made up|repeated)(?: \w+){0,2}"
+    r" (?:scores|ratings|points|marks)\b|\b(?:I|we) (?:\w+ )?made (?:them|these|those|it|the scores)(?: all)? up\b"
+    r"|\b(?:I|we) (?:\w+ )?(?:gave|give|used?|took|take|assign(?:ed)?|award(?:ed)?|repeat)(?: \w+){0,2}"
+    r" (?:scores|ratings|points|marks|values|numbers)(?: (?:that|which))?(?: (?:the|its|this))?"
+    r" (?:candidate|answer|author|student|submission|comment|docstring|code|user)\b[^.;\n]{0,20}\b(?:ask|demand"
+    r"|dictat|request|want|claim|suggest|propos)|(?:^|(?<=[.!?;] ))\W*(?:(?:all )?(?:the |these |those |my |its )?"
+    r"(?:scores|ratings|values|points|marks|numbers)(?: (?:above|below|here|given))? (?:are|were)(?: \w+){0,2}?"
+    r" (?:placeholders?|made[- ]up|dictated|meaningless|dummy|invented|fabricated|not (?:mine|my own)|copied\b"
+    r"[^.;\n]{0,40}\b(?:candidate|answer|author|student|submission|comment|docstring|prompt))"
+    r"|(?:placeholders?|dummy|made[- ]up)(?: (?:values|numbers|points|marks))?(?=\W*$|[.,;!])"
+    r"|(?:please )?(?:disregard|ignore|discard) (?:the|these|those|my|all)(?: \w+)?? (?:scores|ratings|points|marks"
+    r"|values|numbers)\b)",
     re.IGNORECASE,
 )
-"""A judge's refusal, wherever it stands."""
+"""A judge's refusal, or its words that it did not judge, wherever they stand."""
 _WITHDRAWN = re.compile(
     rf"(?:\b(?:I|we)\b[^.\n]{{0,20}}|^\W*(?:(?:sorry|it is|but|and|so)\W+)*)\b{_CANNOT}\b[^.\n]{{0,60}}\b(?:judg|scor"
     r"|rate|rating|grad|evaluat|assess|comply|assist|help|review|(?:provid|giv)\w* (?!(?:it |this )?(?:more|full|half"
@@ -325,11 +353,11 @@ def _decide(blocks: Sequence[Block], text: Sequence[str], lines: Sequence[str]) 
             total = block.total
     last = max(block.end for block in complete)
     following = [line for line, given in zip(lines[last:], _without_code(text[last:]), strict=True) if given]
-    remarks = list(base.remarks)
-    for line in (_COUNTERFACTUAL.sub("", line) for line in following):
+    remarks = []
+    for line in (_COUNTERFACTUAL.sub("", line) for line in [*base.remarks, *base.explanations, *following]):
         amended = amendment(line, scores)
-        if amended is None:
-            remarks.append(line)
+        if amended is None or (isinstance(amended, str) and line in base.explanations):
+            remarks += [line] if line not in base.explanations else []
             continue
         if isinstance(amended, str):
             return Unjudged("contradictory")
@@ -337,15 +365,16 @@ def _decide(blocks: Sequence[Block], text: Sequence[str], lines: Sequence[str]) 
         total = None
     if set(scores) - set(RULE_NUMBERS):
         return Unjudged("extra_score")
-    if any(map(_NOT_GIVEN.search, remarks)):
+    if any(map(_NOT_GIVEN.search, [*remarks, *base.explanations])):
         return Unjudged("withdrawn")
-    if any(map(_DECLINED.search, base.analysis)) or any(
-        map(_WITHDRAWN.search, [*lines[base.start : last], *following, *base.remarks])
+    if any(map(_DECLINED.search, [*base.analysis, *base.explanations, *remarks])) or any(
+        map(_WITHDRAWN.search, [*lines[base.start : last], *following, *base.remarks, *base.explanations])
     ):
         return Unjudged("withdrawn")
     if any(_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line)) for line in remarks):
         return Unjudged("withdrawn")
-    if sum(scores.values()) == MAX_TOTAL and any(_CRITICISM.search(_PRAISE.sub("", line)) for line in following):
+    unpraised = (_PRAISE.sub(r"\g<before>", line) for line in following)
+    if sum(scores.values()) == MAX_TOTAL and any(map(_CRITICISM.search, unpraised)):
         return Unjudged("contradictory")
     if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:
         return Unjudged("contradictory")

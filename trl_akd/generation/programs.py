@@ -6,7 +6,7 @@ they run when the program is imported and may fail although the definition is ri
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -30,7 +30,9 @@ def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str |
         rank, chosen = (0, False), 0
         for number, source in enumerate(sources):
             found = (source.rank(entry_point), source.fenced)
-            if found > rank or (found == rank and not source.repeats(sources[chosen])):
+            best = sources[chosen]
+            again = source.repeats(best) or source.explains(best, entry_point)
+            if found > rank or (found == rank and not again):
                 rank, chosen = found, number
         if rank[0]:
             return _Assembly(sources, chosen, entry_point).program()
@@ -138,11 +140,11 @@ class _Assembly:
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
         if source > self._chosen and self._sources[source].part.right and name != self._entry_point:
-            if any(statement.is_definition and statement.completeness(name) for statement in binding) or all(
+            if any(statement.is_definition and statement.is_complete(name) for statement in binding) or all(
                 statement.is_constant for statement in statements
             ):
                 return -1
-        if any(statement.defines(name) and statement.completeness(name) for statement in binding):
+        if any(statement.defines(name) and statement.is_complete(name) for statement in binding):
             return 0
         return 2 if all(statement.is_foreign_import for statement in binding) else 1
 
@@ -394,36 +396,36 @@ def _without_explanations(blocks: Sequence[Source]) -> list[Source]:
     """
     whole = max(blocks, key=lambda block: len(block.code))
     after = False
-    levels: dict[str, int] = {}
+    known: dict[str, Statement] = {}
     kept: list[Source] = []
     for block in blocks:
-        found = _levels(block)
-        is_script = not found and READS_INPUT.search(block.text) and _WRITES_OUTPUT.search(block.text)
+        definitions = [statement for statement in block.statements if statement.is_definition]
+        is_script = not definitions and READS_INPUT.search(block.text) and _WRITES_OUTPUT.search(block.text)
         if after and not is_script and block.repeats(whole):
             continue
         new = [
             number
             for number, statement in enumerate(block.statements)
-            if not any(found.get(name, 2) < levels.get(name, 0) for name in statement.binds if statement.is_definition)
+            if not any(_explains(block, statement, name, known) for name in statement.binds)
             and not (after and statement.has_placeholder and not statement.is_definition)
         ]
         if len(new) == len(block.statements):
             kept.append(block)
         elif any(not block.statements[number].is_import for number in new):
             kept.append(Source(replace(block.part, text=block.text_of(new), kind="python")))
-        levels |= {name: max(level, levels.get(name, 0)) for name, level in found.items()}
+        for statement in definitions:
+            known |= {name: statement for name in statement.binds if not _explains(block, statement, name, known)}
         after = after or block is whole
     return kept or list(blocks)
 
 
-def _levels(block: Source) -> dict[str, int]:
-    """Return how complete the functions and classes of a block are; one that prints needs no result."""
-    found = {}
-    for statement in block.statements:
-        for name in statement.binds if statement.is_definition else ():
-            level = statement.completeness(name)
-            found[name] = 2 if level and (block.part.right or _WRITES_OUTPUT.search(statement.text)) else level
-    return found
+def _explains(block: Source, statement: Statement, name: str, known: Mapping[str, Statement]) -> bool:
+    """Return whether a function or class has less code than a known one; one that prints needs no result."""
+    if not statement.is_definition or name not in known:
+        return False
+    if known[name].is_complete(name) and not statement.is_complete(name):
+        return True
+    return not (block.part.right or _WRITES_OUTPUT.search(statement.text)) and statement.explains(known[name], name)
 
 
 def _user(library: Source, blocks: Sequence[Source]) -> Source | None:

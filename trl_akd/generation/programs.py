@@ -352,6 +352,11 @@ def _without_data(blocks: Sequence[Source]) -> Sequence[Source]:
     tagged = {block for block in blocks if block.part.kind != "code" and not block.part.data}
     bound = {name for block in tagged or blocks for name in block.binders}
     kept = [block for block in blocks if block in tagged or block.continues(bound)]
+    while kept:
+        found = [block for block in blocks if block not in kept and block.part.data and block.belongs_to(kept)]
+        if not found:
+            break
+        kept = [block for block in blocks if block in kept or block in found]
     return kept or [block for block in blocks if not block.part.data] or blocks
 
 

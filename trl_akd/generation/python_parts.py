@@ -206,6 +206,24 @@ class Source:
         known = {*bound, *self.binders, *BUILTINS}
         return "*" in known or all(statement.needs <= known for statement in self.statements)
 
+    def belongs_to(self, blocks: Sequence["Source"]) -> bool:
+        """Return whether a block binds names that others need and do not bind, or needs names that they bind."""
+        if not self.parses or all(_is_words(statement.node) for statement in self.statements):
+            return False
+        bound = {name for block in blocks for name in block.binders}
+        missing = {name for block in blocks for name in block.missing} - bound
+        return not missing.isdisjoint(self.binders) or not self.missing.isdisjoint(bound)
+
+    @cached_property
+    def missing(self) -> frozenset[str]:
+        """Names that the statements need before they bind them."""
+        found: set[str] = set()
+        bound: set[str] = set(BUILTINS)
+        for statement in self.statements:
+            found |= statement.needs - bound
+            bound |= statement.binds
+        return frozenset(found)
+
 
 # Repairs
 

@@ -212,6 +212,21 @@ class Statement:
         return frozenset(_given(self._now))
 
     @cached_property
+    def reads_files_or_arguments(self) -> bool:
+        """Whether the statement opens a file or reads the arguments of the script."""
+        return re.search(r"\bopen\s*\(|\bargv\b|\bArgumentParser\b", self.text) is not None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the statement assigns a literal or a comprehension with content."""
+        value = getattr(self.node, "value", None)
+        if isinstance(value, ast.List | ast.Tuple | ast.Set):
+            return bool(value.elts)
+        if isinstance(value, ast.Dict):
+            return bool(value.keys)
+        return isinstance(value, ast.ListComp | ast.SetComp | ast.DictComp | ast.BinOp)
+
+    @cached_property
     def calls_or_passes(self) -> frozenset[str]:
         """Names of functions that are called, or passed to others that may call them, when the statement runs."""
         arguments = (argument for node in self._now if isinstance(node, ast.Call) for argument in node.args)

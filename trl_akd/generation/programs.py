@@ -6,7 +6,7 @@ they run when the program is imported and may fail although the definition is ri
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -30,7 +30,9 @@ def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str |
         rank, chosen = (0, False), 0
         for number, source in enumerate(sources):
             found = (source.rank(entry_point), source.fenced)
-            if found > rank or (found == rank and not source.repeats(sources[chosen])):
+            best = sources[chosen]
+            again = source.repeats(best) or source.explains(best, entry_point)
+            if found > rank or (found == rank and not again):
                 rank, chosen = found, number
         if rank[0]:
             return _Assembly(sources, chosen, entry_point).program()
@@ -47,7 +49,8 @@ class _Assembly:
         self._kept: set[tuple[int, int]] = set()
         self._names: set[str] = set()
         self._waiting: list[str] = []
-        self._set_ups = [_SetUps(source, entry_point) for source in sources]
+        bound = {*BUILTINS, *(name for source in sources for name in source.binders)}
+        self._set_ups = [_SetUps(source, entry_point, bound) for source in sources]
         self._homes: dict[str, list[int]] = {}
         order = [chosen, *range(chosen - 1, -1, -1), *range(chosen + 1, len(sources))]
         for number in order:
@@ -138,11 +141,11 @@ class _Assembly:
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
         if source > self._chosen and self._sources[source].part.right and name != self._entry_point:
-            if any(statement.is_definition and statement.completeness(name) for statement in binding) or all(
+            if any(statement.is_definition and statement.is_complete(name) for statement in binding) or all(
                 statement.is_constant for statement in statements
             ):
                 return -1
-        if any(statement.defines(name) and statement.completeness(name) for statement in binding):
+        if any(statement.defines(name) and statement.is_complete(name) for statement in binding):
             return 0
         return 2 if all(statement.is_foreign_import for statement in binding) else 1
 
@@ -215,18 +218,23 @@ class _Assembly:
 
 
 class _SetUps:
-    """Statements of a source that set up objects of the program, by the names of these objects."""
+    """Statements of a source that set up objects of the program, by the names of these objects.
 
-    def __init__(self, source: Source, entry_point: str) -> None:
+    Statements that need names outside `bound`, files or arguments of the script are uses of the program. So are
+    assignments and control flow that call what the entry point calls.
+    """
+
+    def __init__(self, source: Source, entry_point: str, bound: Set[str]) -> None:
         self._source = source
         self._by_name: dict[str, list[int]] = {}
-        self._by_argument: dict[str, list[int]] = {}
-        self._calls: dict[str, list[int]] = {}  # by the function that is called
-        self._effects: dict[str, list[int]] = {}  # those without a use of the result
         self._readers: dict[str, list[str]] = {}
         self._changers: dict[str, list[str]] = {}
         self._callers: dict[str, list[str]] = {}
+        self._effects: dict[str, list[int]] = {}  # expression statements, by the function that is called
+        self._by_argument: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # by whether they are expressions
+        self._calls: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
         given = {name for each in source.statements if each.reads_input for name in each.binds}
+        used = _reached(source, entry_point)
         for number, statement in enumerate(source.statements):
             if statement.is_function and not statement.needs & {"print", "input", entry_point}:
                 for function in statement.binds:
@@ -235,32 +243,65 @@ class _SetUps:
                     _add(self._callers, statement.needs, function)
             elif statement.may_set_up:
                 _add(self._by_name, statement.changes, number)
-                is_use = not statement.is_expression and (statement.asserts or statement.needs & given)
-                if entry_point not in statement.needs and not is_use:
-                    _add(self._by_argument, statement.gives, number)
-                    _add(self._calls, statement.calls_or_passes, number)
-                    _add(self._effects, statement.calls_or_passes if statement.is_expression else (), number)
+                is_call = statement.is_expression
+                is_use = not is_call and (statement.asserts or statement.needs & given or statement.calls & used)
+                if entry_point not in statement.needs and not is_use and self._can_run(statement, bound):
+                    _add(self._by_argument[is_call], statement.gives, number)
+                    _add(self._calls[is_call], statement.calls_or_passes, number)
+                    _add(self._effects, statement.calls_or_passes if is_call else (), number)
+
+    def _can_run(self, statement: Statement, bound: Set[str]) -> bool:
+        """Return whether a statement, with the functions it calls, needs no unbound names, files or arguments."""
+        numbers = (number for name in statement.calls_or_passes for number in self._source.binders.get(name, []))
+        called = (self._source.statements[number] for number in numbers)
+        functions = [each for each in called if each.is_function]
+        if any(each.reads_files_or_arguments for each in [statement, *functions]):
+            return False
+        return "*" in bound or statement.needs <= bound | statement.binds
 
     def of(self, name: str) -> list[int]:
         """Return the numbers of the statements that set up the object of a name.
 
         They set an item or an attribute or call a method of it or, if it is neither a function nor a class, pass it as
         an argument or call a function that changes it, directly or through other functions. Expression statements may
-        also call functions that only use it.
+        also call functions that only use it. Other statements must fill an object that is empty before.
         """
         found = self._by_name.pop(name, [])
-        binding = (self._source.statements[number] for number in self._source.binders[name])
+        binding = [self._source.statements[number] for number in self._source.binders[name]]
         if any(statement.is_definition and name in statement.binds for statement in binding):
             return found
-        found += self._by_argument.pop(name, [])
         for function in self._readers.pop(name, []):
             found += self._effects.pop(function, [])
-        waiting = self._changers.pop(name, [])
-        while waiting:
-            function = waiting.pop()
-            found += self._calls.pop(function, [])
-            waiting += self._callers.pop(function, [])
+        changers = self._changing(name)
+        for is_call in (True,) if any(statement.is_filled for statement in binding) else (True, False):
+            found += self._by_argument[is_call].pop(name, [])
+            for function in changers:
+                found += self._calls[is_call].pop(function, [])
         return found
+
+    def _changing(self, name: str) -> list[str]:
+        """Return the functions that change the object of a name, directly or through others."""
+        functions = dict.fromkeys(self._changers.pop(name, []))
+        waiting = [*functions]
+        while waiting:
+            new = [caller for caller in self._callers.get(waiting.pop(), []) if caller not in functions]
+            functions.update(dict.fromkeys(new))
+            waiting += new
+        return [*functions]
+
+
+def _reached(source: Source, entry_point: str) -> set[str]:
+    """Return the names of the functions that an entry point calls, directly or through others."""
+    found: set[str] = set()
+    waiting = [entry_point]
+    while waiting:
+        name = waiting.pop()
+        functions = [source.statements[number] for number in source.binders.get(name, [])]
+        for function in (each for each in functions if each.is_function and name in each.binds):
+            new = function.needs - found
+            found |= new
+            waiting += new
+    return found - BUILTINS
 
 
 def _add(index: dict[str, list[_Item]], names: Iterable[str], item: _Item) -> None:
@@ -350,6 +391,11 @@ def _without_data(blocks: Sequence[Source]) -> Sequence[Source]:
     tagged = {block for block in blocks if block.part.kind != "code" and not block.part.data}
     bound = {name for block in tagged or blocks for name in block.binders}
     kept = [block for block in blocks if block in tagged or block.continues(bound)]
+    while kept:
+        found = [block for block in blocks if block not in kept and block.part.data and block.belongs_to(kept)]
+        if not found:
+            break
+        kept = [block for block in blocks if block in kept or block in found]
     return kept or [block for block in blocks if not block.part.data] or blocks
 
 
@@ -394,36 +440,36 @@ def _without_explanations(blocks: Sequence[Source]) -> list[Source]:
     """
     whole = max(blocks, key=lambda block: len(block.code))
     after = False
-    levels: dict[str, int] = {}
+    known: dict[str, Statement] = {}
     kept: list[Source] = []
     for block in blocks:
-        found = _levels(block)
-        is_script = not found and READS_INPUT.search(block.text) and _WRITES_OUTPUT.search(block.text)
+        definitions = [statement for statement in block.statements if statement.is_definition]
+        is_script = not definitions and READS_INPUT.search(block.text) and _WRITES_OUTPUT.search(block.text)
         if after and not is_script and block.repeats(whole):
             continue
         new = [
             number
             for number, statement in enumerate(block.statements)
-            if not any(found.get(name, 2) < levels.get(name, 0) for name in statement.binds if statement.is_definition)
+            if not any(_explains(block, statement, name, known) for name in statement.binds)
             and not (after and statement.has_placeholder and not statement.is_definition)
         ]
         if len(new) == len(block.statements):
             kept.append(block)
         elif any(not block.statements[number].is_import for number in new):
             kept.append(Source(replace(block.part, text=block.text_of(new), kind="python")))
-        levels |= {name: max(level, levels.get(name, 0)) for name, level in found.items()}
+        for statement in definitions:
+            known |= {name: statement for name in statement.binds if not _explains(block, statement, name, known)}
         after = after or block is whole
     return kept or list(blocks)
 
 
-def _levels(block: Source) -> dict[str, int]:
-    """Return how complete the functions and classes of a block are; one that prints needs no result."""
-    found = {}
-    for statement in block.statements:
-        for name in statement.binds if statement.is_definition else ():
-            level = statement.completeness(name)
-            found[name] = 2 if level and (block.part.right or _WRITES_OUTPUT.search(statement.text)) else level
-    return found
+def _explains(block: Source, statement: Statement, name: str, known: Mapping[str, Statement]) -> bool:
+    """Return whether a function or class has less code than a known one; one that prints needs no result."""
+    if not statement.is_definition or name not in known:
+        return False
+    if known[name].is_complete(name) and not statement.is_complete(name):
+        return True
+    return not (block.part.right or _WRITES_OUTPUT.search(statement.text)) and statement.explains(known[name], name)
 
 
 def _user(library: Source, blocks: Sequence[Source]) -> Source | None:

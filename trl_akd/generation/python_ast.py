@@ -18,6 +18,7 @@ __all__ = [
     "Statement",
     "defines",
     "does_something",
+    "is_other_version",
     "line_of_error",
     "parse",
     "returns",
@@ -97,9 +98,14 @@ ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bfileinput\b|\bos\.read\(\s*0\b")
 
+_LEFT_OUT = (
+    r"(?:(?:the )?(?:rest of (?:the|your)|existing|other|previous|remaining)(?: \w+){0,2}? "
+    r"(?:class|code|function|implementation|logic|methods?)"
+    r"(?: (?:(?:goes )?here|(?:remains |stays |is )?unchanged|as (?:above|before)))?)"
+)
 _PLACEHOLDER = re.compile(
-    r"^[ \t]*#[ \t]*(?:[\[(<]?(?:\.{3}|\u2026)|(?:the )?rest of (?:the|your) (?:class|code|function|method)\b"
-    r"|(?:existing|other|previous|remaining) (?:code|implementation|logic|methods)\b)",
+    rf"^[ \t]*#[ \t]*[\[(<]?"
+    rf"(?:(?:\.{{3}}|\u2026)(?:[ \t].*|{_LEFT_OUT}.*|[^\w\n]*)|{_LEFT_OUT}[ \t]*[\])>.\u2026]*)[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -204,6 +210,21 @@ class Statement:
     def gives(self) -> frozenset[str]:
         """Names of objects that are passed as arguments in expression statements."""
         return frozenset(_given(self._now))
+
+    @cached_property
+    def reads_files_or_arguments(self) -> bool:
+        """Whether the statement opens a file or reads the arguments of the script."""
+        return re.search(r"\bopen\s*\(|\bargv\b|\bArgumentParser\b", self.text) is not None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the statement assigns a literal or a comprehension with content."""
+        value = getattr(self.node, "value", None)
+        if isinstance(value, ast.List | ast.Tuple | ast.Set):
+            return bool(value.elts)
+        if isinstance(value, ast.Dict):
+            return bool(value.keys)
+        return isinstance(value, ast.ListComp | ast.SetComp | ast.DictComp | ast.BinOp)
 
     @cached_property
     def calls_or_passes(self) -> frozenset[str]:
@@ -334,15 +355,28 @@ class Statement:
             return True
         return self.is_definition and (_is_stub(self.node) or _PLACEHOLDER.search(self.text) is not None)
 
-    def completeness(self, name: str) -> int:
-        """Return 0 if code of a function, class or method is left out, 1 if it returns nothing, else 2."""
-        if self.is_definition and self.has_placeholder:
-            return 0
+    def is_complete(self, name: str) -> bool:
+        """Return whether no code of a function, class or method is left out."""
+        function = self._function(name)
+        return not (self.is_definition and self.has_placeholder) and not (function is not None and _is_stub(function))
+
+    def explains(self, other: "Statement", name: str) -> bool:
+        """Return whether a function or method repeats the start of another one that returns something, unlike itself.
+
+        A function that changes other objects, such as one that works in place, is another version.
+        """
+        mine, others = self._function(name), other._function(name)
+        if mine is None or others is None or returns(mine, value=True) or not returns(others, value=True):
+            return False
+        lines, known = _lines_of(mine), _lines_of(others)
+        shown_again = 2 * sum(line in known for line in lines) >= len(lines)
+        return shown_again and _changes_outside(mine) <= _changes_outside(others)
+
+    def _function(self, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+        """Return the last function or method of that name."""
         body = self.node.body if isinstance(self.node, ast.ClassDef) else [self.node]
         functions = [node for node in body if isinstance(node, _FUNCTIONS) and node.name == name]
-        if not functions or (returns(functions[-1]) and not _is_stub(functions[-1])):
-            return 2
-        return 0 if _is_stub(functions[-1]) else 1
+        return functions[-1] if functions else None
 
     def has_method(self, name: str) -> bool:
         """Return whether the statement is a class with a method of that name."""
@@ -387,16 +421,40 @@ def _is_ellipsis(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is ...
 
 
-def returns(definition: ast.AST) -> bool:
-    """Return whether a function returns, yields or raises anything itself."""
+def returns(definition: ast.AST, *, value: bool = False) -> bool:
+    """Return whether a function returns, yields or raises anything itself; `value` ignores returns without a value."""
     waiting = [*ast.iter_child_nodes(definition)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom | ast.Raise):
+        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Raise):
+            return True
+        if isinstance(node, ast.Return) and (node.value is not None or not value):
             return True
         if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
             waiting += ast.iter_child_nodes(node)
     return False
+
+
+def is_other_version(new: ast.stmt, old: ast.stmt) -> bool:
+    """Return whether a function differs from another one, up to its end, rather than repeating the start of it."""
+    if not isinstance(new, _FUNCTIONS) or not isinstance(old, _FUNCTIONS):
+        return False
+    if not isinstance(new.body[-1], ast.Return | ast.Raise):
+        return False
+    return ast.dump(new) != ast.dump(old)
+
+
+def _lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """Return the lines of a function's body, without docstrings."""
+    body = [node for node in function.body if not _is_stub(node)]
+    return [line.strip() for node in body for line in _unparsed(node).split("\n")]
+
+
+def _changes_outside(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Return the names of parameters and global objects that a function changes."""
+    nodes = [node for statement in function.body for node in ast.walk(statement)]
+    declared = (name for node in nodes if isinstance(node, ast.Global | ast.Nonlocal) for name in node.names)
+    return {*_changed(nodes), *declared} - {*_bound(node for node in nodes if not isinstance(node, ast.AugAssign))}
 
 
 def _mentions(node: ast.AST, word: str) -> bool:

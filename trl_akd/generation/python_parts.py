@@ -3,16 +3,18 @@
 import ast
 import contextlib
 import html
+import io
 import json
 import re
 import textwrap
+import tokenize
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from .python_ast import ASSIGNMENTS, BUILTINS, Statement, does_something, parse, statements_of
+from .python_ast import ASSIGNMENTS, BUILTINS, Statement, does_something, is_other_version, parse, statements_of
 
 __all__ = ["Part", "PartKind", "Source"]
 
@@ -79,7 +81,7 @@ class Source:
         binding = self.binders.get(name, [])
         defining = [number for number in binding if self.statements[number].defines(name)] or binding
         given = [number for number in defining if not self.statements[number].reads_input] or defining
-        complete = [number for number in given if self.parses or self.statements[number].completeness(name)]
+        complete = [number for number in given if self.parses or self.statements[number].is_complete(name)]
         return complete or given
 
     def rank(self, name: str) -> int:
@@ -89,21 +91,55 @@ class Source:
         own = [statement for statement in defining if not statement.is_import]
         classes = [statement for statement in self.statements if statement.has_method(name)]
         if own or classes:
-            complete = (own or classes)[-1].completeness(name)
-            if complete and self.part.right:
-                complete = 2
-            return (12 if own else 5) - 3 * self.part.wrong + complete
+            return (12 if own else 5) - 3 * self.part.wrong + (own or classes)[-1].is_complete(name)
         return 1 if defining or any(isinstance(statement.node, ASSIGNMENTS) for statement in binding) else 0
 
     @cached_property
     def code(self) -> str:
-        """Lines of the text without indentation, comments and blank lines, each between line breaks."""
-        lines = (line.partition("#")[0].strip() for line in self.text.split("\n"))
-        return "".join(f"\n{line}\n" for line in lines if line)
+        """Lines of the text without comments and blank lines, with the changes of indentation between them."""
+        found = []
+        indent = 0
+        for line in filter(str.strip, _without_comments(self.text.expandtabs()).split("\n")):
+            found.append(f"\n{_indent(line) - indent:+}\n{line.strip()}\n")
+            indent = _indent(line)
+        return "".join(found)
 
     def repeats(self, other: "Source") -> bool:
-        """Return whether this part only shows consecutive lines of another one again."""
-        return self.code != "" and self.code in other.code
+        """Return whether this part only shows consecutive lines of another one again, rather than correcting it."""
+        if self.part.right or other.part.wrong or self._corrects(other):
+            return False
+        code = self.code[self.code.find("\n", 1) :]  # at any indentation
+        return code != "" and code in other.code
+
+    def explains(self, other: "Source", name: str) -> bool:
+        """Return whether this part's definition of a name only repeats the start of another part's definition."""
+        if self.part.right or other.part.wrong:
+            return False
+        pairs = [
+            [
+                statement
+                for statement in source.statements
+                if statement.is_definition and (name in statement.binds or statement.has_method(name))
+            ]
+            for source in (self, other)
+        ]
+        return all(pairs) and pairs[0][-1].explains(pairs[1][-1], name)
+
+    def _corrects(self, other: "Source") -> bool:
+        """Return whether this part has another version of a function, or another use of all of them."""
+        new, old = (
+            {
+                name: statement.node
+                for statement in source.statements
+                if statement.is_definition
+                for name in statement.binds
+            }
+            for source in (self, other)
+        )
+        if not self.parses or not new:
+            return False
+        uses = new.keys() == old.keys() and any(statement.runs for statement in self.statements)
+        return uses or any(is_other_version(node, old[name]) for name, node in new.items() if name in old)
 
     @cached_property
     def runs(self) -> list[list[int]]:
@@ -169,6 +205,24 @@ class Source:
             return False
         known = {*bound, *self.binders, *BUILTINS}
         return "*" in known or all(statement.needs <= known for statement in self.statements)
+
+    def belongs_to(self, blocks: Sequence["Source"]) -> bool:
+        """Return whether a block binds names that others need and do not bind, or needs names that they bind."""
+        if not self.parses or all(_is_words(statement.node) for statement in self.statements):
+            return False
+        bound = {name for block in blocks for name in block.binders}
+        missing = {name for block in blocks for name in block.missing} - bound
+        return not missing.isdisjoint(self.binders) or not self.missing.isdisjoint(bound)
+
+    @cached_property
+    def missing(self) -> frozenset[str]:
+        """Names that the statements need before they bind them."""
+        found: set[str] = set()
+        bound: set[str] = set(BUILTINS)
+        for statement in self.statements:
+            found |= statement.needs - bound
+            bound |= statement.binds
+        return frozenset(found)
 
 
 # Repairs
@@ -457,6 +511,18 @@ def _extent(lines: Sequence[str], first: int, *, lexical: bool, limit: int) -> i
         depth, delimiter = _lex(line, depth, delimiter)
         number += 1
     return end
+
+
+def _without_comments(text: str) -> str:
+    """Remove comments, up to the first error of the tokenizer."""
+    lines = text.split("\n")
+    if "#" in text:
+        with contextlib.suppress(tokenize.TokenError, SyntaxError, ValueError):
+            for token in tokenize.generate_tokens(io.StringIO(text).readline):
+                if token.type == tokenize.COMMENT:
+                    row, column = token.start
+                    lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(lines)
 
 
 def _indent(line: str) -> int:

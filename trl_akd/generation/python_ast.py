@@ -441,7 +441,7 @@ def is_other_version(new: ast.stmt, old: ast.stmt) -> bool:
         return False
     if not isinstance(new.body[-1], ast.Return | ast.Raise):
         return False
-    return ast.dump(new) != ast.dump(old)
+    return _unparsed(new) != _unparsed(old)
 
 
 def _lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:

@@ -155,7 +155,7 @@ HOSTILE = {
 def test_hostile_bytes(data: str, expected: Any) -> None:
     start = time.process_time()
     found = describe_difference(data.encode()[: 16 << 20], expected, unwraps=True)
-    assert time.process_time() - start < 3.0  # the worst take 0.5 s
+    assert time.process_time() - start < 10.0  # the worst take 0.5 s
     assert found is not None and len(found) < 400
 
 

@@ -194,7 +194,7 @@ def test_long_tests_cost_the_caller_little(line: str) -> None:
     start = time.process_time()
     discover_tests(line * 30_000)
     discover_tests(line * 30_000 + "\nassert solve(2) == 4")
-    assert time.process_time() - start < 3.0  # once 60 s
+    assert time.process_time() - start < 10.0  # once 60 s
 
 
 @pytest.mark.parametrize(

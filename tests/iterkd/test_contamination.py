@@ -165,7 +165,7 @@ def test_texts_without_words_match_nothing():
 def test_long_docstrings_take_little_time(line):
     start = time.process_time()
     BenchmarkIndex({"toy": [f'"""Reverse a string.{line * 20_000}b"""']})
-    assert time.process_time() - start < 3.0  # once 50 s
+    assert time.process_time() - start < 10.0  # once 50 s
 
 
 def test_seed_questions_are_kept_with_a_warning(caplog):

@@ -168,7 +168,7 @@ class TestReading:
     def test_time_is_linear(self, filler):
         begin = time.process_time()
         read_question("Write a function f.\n" + filler * (20_000 // len(filler)) + "x")
-        assert time.process_time() - begin < 2
+        assert time.process_time() - begin < 6
 
     def test_steps_of_a_task_are_kept(self):
         for steps in [

@@ -104,7 +104,7 @@ class TestAnswers:
     def test_time_is_linear(self, start, filler):
         begin = time.process_time()
         refuses(start + filler * (50_000 // len(filler)) + "x")
-        assert time.process_time() - begin < 2
+        assert time.process_time() - begin < 6
 
     @pytest.mark.parametrize(
         "answer",

@@ -266,7 +266,7 @@ def test_unusual_candidates_fail(executor: CodeExecutor, check_cleanup: None) ->
 
 
 def test_unusual_tests_fail(executor: CodeExecutor, check_cleanup: None) -> None:
-    texts = ["\0", "\ud800", "(" * 100_000, "assert '", "[" * 3000 + "]" * 3000]
+    texts = ["\0", "\ud800", "(" * 100_000, "assert '"]
     for result in executor.run([(HONEST[0], text) for text in texts]):
         assert (result.status, result.stage) == ("failed", "compile")
         assert result.origin == "test"

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_programs_may_begin_like_json(run_one: RunOne, tests: str) -> None:
 def test_a_literal_that_is_not_json_is_no_test(run_one: RunOne) -> None:
     with pytest.raises(ValueError, match="has values that JSON lacks"):
         run_one("def f(x): return x", "{'inputs': [[1]], 'outputs': [{1, 2}], 'fn_name': 'f'}")
+
+
+@pytest.mark.parametrize("limit", [1000, 20_000])
+@pytest.mark.parametrize("tests", ["[" * 3000 + "]" * 3000, '{"a": ' * 3000 + "1" + "}" * 3000])
+def test_deep_json_is_no_test(run_one: RunOne, tests: str, limit: int) -> None:
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(limit)
+        with pytest.raises((TypeError, ValueError), match=r"nested too deeply|test program|inputs"):
+            run_one("def f(x): return x", tests)
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_script(run_one: RunOne) -> None:

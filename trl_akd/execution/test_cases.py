@@ -76,15 +76,17 @@ def decode_tests(tests: Any) -> Any:
     """Return inputs and outputs that are given as text, in JSON or as a Python literal; return other tests unchanged.
 
     Raises:
-        ValueError: If the JSON contains integers of more than 4,300 digits, which Python does not parse, or a literal
-            has values that JSON lacks, such as sets.
+        ValueError: If the JSON contains integers of more than 4,300 digits, which Python does not parse, or is nested
+            too deeply, or a literal has values that JSON lacks, such as sets.
     """
     if not isinstance(tests, str) or tests.lstrip()[:1] not in ("{", "["):
         return tests
     try:
         return json.loads(tests)
-    except (json.JSONDecodeError, RecursionError):
+    except json.JSONDecodeError:
         pass
+    except RecursionError as error:
+        raise ValueError(f"the text {tests!r:.80} is nested too deeply; give a test program, or flat JSON") from error
     try:
         literal = ast.literal_eval(tests.strip())
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):

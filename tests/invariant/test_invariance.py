@@ -120,7 +120,7 @@ def test_split_does_not_matter_for_token_normalization(
 def test_split_does_not_matter_for_cross_entropy_beside_generated_text(
     train: Train, backend: str, seq_kd: bool
 ) -> None:
-    """Each process orders its rows by length, so one may have a micro-batch of generated text alone."""
+    """Each process orders its rows by length: one has generated text alone where the other has both kinds."""
     settings = {"lmbda": 0.5, "ce_weight": 0.5, "max_new_tokens": 8, "seq_kd": seq_kd, "save_strategy": "no"}
     settings |= {"rows": 19, "num_train_epochs": 1}  # two steps of two micro-batches, and a step of three rows
     draws = [[is_on_policy(0.5, seed=3, step=step, micro_batch=number) for number in range(2)] for step in range(3)]

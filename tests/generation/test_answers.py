@@ -7,6 +7,7 @@ import io
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def outcome(program: str, check: str) -> str | None:
     given, expected = map(eval, re.findall(r"'[^']*'", check)) if check.startswith("IO ") else ("", None)
     printed = io.StringIO()
     names = {"__name__": "__main__" if expected is not None else "answer"}
+    recursion_limit = sys.getrecursionlimit()  # some programs change it
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr("sys.stdin", io.StringIO(given))
         try:
@@ -45,6 +47,8 @@ def outcome(program: str, check: str) -> str | None:
             passed = printed.getvalue() == expected if expected is not None else eval(check, names)
         except (Exception, SystemExit) as error:
             return repr(error)
+        finally:
+            sys.setrecursionlimit(recursion_limit)
     return None if passed else "another result"
 
 

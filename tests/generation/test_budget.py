@@ -181,8 +181,8 @@ def test_completions_are_not_held_back_at_the_end_of_a_budget():
 
         tried, all_tried = 0, threading.Event()
 
-        def reserve(self, tokens):
-            found = super().reserve(tokens)
+        def reserve(self, tokens, call):
+            found = super().reserve(tokens, call)
             self.tried += 1
             if self.tried == 2:
                 self.all_tried.set()
@@ -313,6 +313,24 @@ def test_reservations_are_released_when_a_call_ends_early(end: str):
         server.faults.clear()  # the second request may not have been sent
         generator.generate([str(n) for n in range(30 - sent)], max_new_tokens=50)
         assert len(server.bodies) == 30 and generator.exhausted == "max_requests"
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [("threading.Thread.start", RuntimeError), ("concurrent.futures.ThreadPoolExecutor.submit", KeyboardInterrupt)],
+)
+def test_reservations_are_released_when_no_thread_settles_them(
+    place: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*args: object) -> None:
+        raise error
+
+    budget = Budget(max_requests=1)
+    generator = BudgetedGenerator(OpenAIGenerator("http://localhost:9/v1", "tiny"), budget=budget)
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(place, fail)
+        generator.generate(["a"])
+    assert budget.spent == Usage() and budget.reserve(1) is not None
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_requests", "max_tokens", "max_seconds"])

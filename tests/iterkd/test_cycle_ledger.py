@@ -87,6 +87,19 @@ def test_the_files_are_read_once(act, monkeypatch: pytest.MonkeyPatch):
         assert read == {"completions": 1, "verdicts": 1, "items": 1}
 
 
+def test_results_of_another_harness_are_not_reused(act, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trl_akd.iterkd.cycle.ledger.HARNESS_VERSION", 0)
+    before = act()
+    monkeypatch.undo()
+    path = tmp_path / "ledger" / "verdicts.jsonl"
+    old = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "value": {"verdict": "passed"}}) + "\n" for row in old))
+    again = act()
+    assert before.ran and Counter(again.ran) == Counter(before.ran)
+    assert not again.asked and not again.student.rows and again.reports == before.reports
+    assert not act().ran
+
+
 @contextmanager
 def full_after(number: int):
     """Simulate a full disk after a number of appends."""

@@ -367,6 +367,17 @@ def test_no_text_is_sent_after_a_refusal(server):
     assert len(server.bodies) == 1
 
 
+def test_reservations_are_released_when_no_thread_settles_them(server, monkeypatch):
+    def fail(thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    teacher = connect(server, max_requests=1)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start"):
+        patch.setattr("threading.Thread.start", fail)
+        teacher.forward(batch(TEXTS[:1]))
+    teacher.forward(batch(TEXTS[:1]))
+
+
 def test_retries_count_against_the_limit(server):
     server.refuses = lambda body: Fault(503)
     with pytest.raises(GenerationError, match="`max_requests` is reached"):

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import __version__
 from ..execution import CodeExecutor, ExecutionResult, Tests
-from ..execution.result import Status
+from ..execution.result import HARNESS_VERSION, Status
 from ..ledger import Ledger, read_json_line, replace_text, write_json_lines
 from ..metrics.taxonomy import ErrorLabel, classify
 from ..progress import Progress
@@ -29,8 +29,6 @@ __all__ = ["VERDICTS", "Verdict", "VerdictFile", "Verdicts", "label", "run_sampl
 
 VERDICTS = "verdicts.jsonl"
 _SECONDS_BETWEEN_WRITES = 0.5  # a synchronous write takes longer than most programs
-
-_HARNESS = 3  # version of the execution of tests; increased when verdicts change
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +125,9 @@ class Verdicts(Sequence[Verdict]):
 class VerdictFile:
     """Cache of verdicts in `verdicts.jsonl`.
 
-    The key of a verdict is a digest of the program, its tests, the limits and the versions of Python and this package.
-    Infrastructure errors (`infra_error`) have no key, so that their programs are run again. After `run`, the file
-    contains only the verdicts of this evaluation, in the order of the problems.
+    The key of a verdict is a digest of the program, its tests, the limits and the versions of Python, this package and
+    its execution of tests. Infrastructure errors (`infra_error`) have no key, so that their programs are run again.
+    After `run`, the file contains only the verdicts of this evaluation, in the order of the problems.
 
     The memory needed is 16 bytes per line in the file, and eight per verdict.
 
@@ -145,8 +143,8 @@ class VerdictFile:
     """
 
     def __init__(self, path: Path, limits: Mapping[str, Any]) -> None:
-        environment = {**limits, "python": platform.python_version(), "trl_akd": __version__, "harness": _HARNESS}
-        self._environment = json.dumps(environment, sort_keys=True)
+        versions = {"python": platform.python_version(), "trl_akd": __version__, "harness": HARNESS_VERSION}
+        self._environment = json.dumps({**limits, **versions}, sort_keys=True)
         self._tests: dict[str, str] = {}
         self._positions: array[int] = array("q")
         self._waiting: list[tuple[int, dict[str, Any]]] = []

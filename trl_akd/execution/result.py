@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ExecutionResult", "Isolation", "Status"]
+__all__ = ["HARNESS_VERSION", "ExecutionResult", "Isolation", "Status"]
+
+HARNESS_VERSION = 3
+"""Version of the execution of tests, on which recorded results depend; increased when results may change."""
 
 Status = Literal["passed", "failed", "timed_out", "infra_error"]
 Isolation = Literal["namespace", "bwrap", "process"]

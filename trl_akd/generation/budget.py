@@ -92,7 +92,7 @@ class Budget:
         self._max_seconds = max_seconds
         self._began = time.monotonic() - seconds
         self._changed = threading.Condition()
-        self._reservations = self._reserved_requests = self._reserved_tokens = 0
+        self._reservations: set[Reservation] = set()
         self.spent = spent or Usage()
 
     @property
@@ -116,13 +116,13 @@ class Budget:
             return "max_seconds"
         return None
 
-    def reserve(self, tokens: int) -> "Reservation | None":
-        """Reserve a request and its maximum number of tokens; return `None` if that is not possible now."""
+    def reserve(self, tokens: int, call: object = None) -> "Reservation | None":
+        """Reserve a request of a call and its maximum number of tokens; return `None` if that is not possible now."""
         with self._changed:
-            return self._reserve(tokens) if self._covers(tokens) else None
+            return self._reserve(tokens, call) if self._covers(tokens) else None
 
-    def reserve_or_wait(self, tokens: int) -> "Reservation":
-        """Reserve a request and its maximum number of tokens, if necessary after other requests have been settled.
+    def reserve_or_wait(self, tokens: int, call: object = None) -> "Reservation":
+        """Reserve a request of a call, if necessary after other requests have been settled; see [`~Budget.reserve`].
 
         Raises:
             BudgetSpent: If a limit is reached.
@@ -132,7 +132,13 @@ class Budget:
                 if (limit := self.reached) is not None:
                     raise BudgetSpent(limit)
                 self._changed.wait(None if self._max_seconds is None else max(0.0, self._max_seconds - self.seconds))
-            return self._reserve(tokens)
+            return self._reserve(tokens, call)
+
+    def release(self, call: object) -> None:
+        """Release the reservations of a call that has ended, whose threads may not have started to settle them."""
+        with self._changed:
+            self._reservations = {found for found in self._reservations if found.call is not call}
+            self._changed.notify_all()
 
     def affordable(self, tokens_each: int) -> int:
         """Return the number of requests that the budget covers at `tokens_each` tokens per request."""
@@ -163,7 +169,6 @@ class Budget:
                 raise BudgetSpent("max_requests")
             if self._max_seconds is not None and self.seconds >= self._max_seconds:
                 raise BudgetSpent("max_seconds")
-            self._reserved_requests -= reservation.requests
             reservation.requests = 0
             reservation.sent += 1
             self.spent += Usage(requests=1)
@@ -172,32 +177,30 @@ class Budget:
     def settle(self, reservation: "Reservation", usage: Usage) -> None:
         """Release a reservation and count its tokens; its requests are already counted."""
         with self._changed:
-            self._reservations -= 1
-            self._reserved_requests -= reservation.requests
-            self._reserved_tokens -= reservation.tokens
+            self._reservations.discard(reservation)
             self.spent += Usage(0, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
             self._changed.notify_all()
 
     def _covers(self, tokens: int) -> bool:
         """Whether a request with this maximum number of tokens can be sent beside those that are reserved."""
-        requests = self.spent.requests + self._reserved_requests
+        requests = self.spent.requests + sum(found.requests for found in self._reservations)
         if self.reached is not None or (self._max_requests is not None and requests >= self._max_requests):
             return False
-        promised = self.spent.tokens + self._reserved_tokens + tokens
+        promised = self.spent.tokens + sum(found.tokens for found in self._reservations) + tokens
         return self._max_tokens is None or promised <= self._max_tokens or not self._reservations
 
-    def _reserve(self, tokens: int) -> "Reservation":
-        self._reservations += 1
-        self._reserved_requests += 1
-        self._reserved_tokens += tokens
-        return Reservation(tokens)
+    def _reserve(self, tokens: int, call: object) -> "Reservation":
+        reservation = Reservation(tokens, call)
+        self._reservations.add(reservation)
+        return reservation
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reservation:
-    """Reservation of a [`Budget`] for a prompt in progress: tokens, unsent requests and sent requests."""
+    """Reservation of a [`Budget`] for a prompt in progress of a call: tokens, unsent requests and sent requests."""
 
     tokens: int
+    call: object = None
     requests: int = 1
     sent: int = 0
 

@@ -242,11 +242,6 @@ class OpenAIGenerator(StreamingGenerator):
             finally:
                 call.end()
 
-    def _reserve(self, prompt: str, sampling: SamplingParams, wait: bool) -> Reservation | None:
-        prompted = estimate_num_tokens(prompt) + self._state.underestimate
-        reserve = self._budget.reserve_or_wait if wait else self._budget.reserve
-        return reserve(prompted + sampling.n * sampling.max_new_tokens)
-
     def _answer(
         self, question: "_Question", sampling: SamplingParams, reservation: Reservation
     ) -> Iterator[list[Completion]]:
@@ -387,7 +382,7 @@ class _Call:
         under_way = 0
         while todo or under_way:
             while todo and under_way < ahead:
-                reservation = self._generator._reserve(todo[0].prompt, self._sampling, wait=not under_way)
+                reservation = self._reserve(todo[0].prompt, wait=not under_way)
                 if reservation is None:
                     break
                 self._pool.submit(self._follow, todo.popleft(), reservation)
@@ -409,9 +404,18 @@ class _Call:
                 yield from self._release(found)
 
     def end(self) -> None:
-        """Send no more requests, and wait for those in progress."""
+        """Send no more requests, wait for those in progress, and release what is reserved for others."""
         self._ended = True
-        self._pool.shutdown()
+        try:
+            self._pool.shutdown()
+        finally:
+            self._generator._budget.release(self)
+
+    def _reserve(self, prompt: str, wait: bool) -> Reservation | None:
+        budget, sampling = self._generator._budget, self._sampling
+        prompted = estimate_num_tokens(prompt) + self._generator._state.underestimate
+        reserve = budget.reserve_or_wait if wait else budget.reserve
+        return reserve(prompted + sampling.n * sampling.max_new_tokens, self)
 
     def _follow(self, question: _Question, reservation: Reservation) -> None:
         """Put the completions of a prompt into the queue as they arrive, and `None` after the last; runs in a thread.

@@ -205,15 +205,18 @@ class ServedTeacher:
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
                 for text in {text.token_ids: text for text in texts}.values():
-                    reservation = self._budget.reserve_or_wait(len(text.token_ids))
+                    reservation = self._budget.reserve_or_wait(len(text.token_ids), under_way)
                     under_way[pool.submit(self._score, text, reservation, max_retries, ended)] = text.token_ids
                 wait(under_way, return_when=FIRST_EXCEPTION)
             except BudgetSpent as spent:
                 limit = spent.limit
             finally:
                 ended.set()
-                pool.shutdown()
-                self._record_usage()
+                try:
+                    pool.shutdown()
+                finally:
+                    self._budget.release(under_way)
+                    self._record_usage()
         errors = [error for future in under_way if (error := future.exception()) is not None]
         for error in errors:
             if not isinstance(error, _GivenUp):

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 
 from ...distributed import is_main_process, picklable_error, run_on_main_and_broadcast
 from ...execution import ExecutionResult, Tests
+from ...execution.result import HARNESS_VERSION
 from ...generation import TextGenerator
 from ...generation.protocol import Usage
 from ...generation.recorded import CompletionStore, RecordedGenerator, read_completion
@@ -75,7 +76,7 @@ class CycleLedger:
         return ProgressBar(recorded.noting(**facts), title, shown=self._progress)
 
     def recorded_runner(self, run: Runner) -> Runner:
-        """Return a runner that runs each program with the same tests once.
+        """Return a runner that runs each program with the same tests and version of their execution once.
 
         Errors of the sandbox are recorded as well, as a resumed run could otherwise differ from an uninterrupted one.
         """
@@ -84,7 +85,7 @@ class CycleLedger:
             return [{**asdict(result), "seconds": 0.0} for result in run(jobs)]  # the time is not reproducible
 
         def recorded(programs: Sequence[tuple[str, Tests]]) -> list[ExecutionResult]:
-            keys = [_digest("run", program, tests) for program, tests in programs]
+            keys = [_digest("run", HARNESS_VERSION, program, tests) for program, tests in programs]
             values = self._cache.get_or_compute(keys, programs, compute, "Running programs", "program")
             return [ExecutionResult(**{**value, "error_bases": tuple(value["error_bases"])}) for value in values]
 

@@ -134,7 +134,7 @@ def test_a_folder_with_a_student_is_named_before_training(
     (folder / "config.json").touch()
     unknown = {"eval_benchmark": "humaneva", "eval_strategy": "steps", "eval_steps": 1}  # ends before training
     assert main(["akd", "--config", recipe({**settings, **unknown})]) == 2
-    assert [message for message in caplog.messages if f"{str(folder)!r} has a trained student" in message]
+    assert [message for message in caplog.messages if f"{str(folder)!r} has a trained model" in message]
 
 
 @pytest.fixture

@@ -29,6 +29,27 @@ def test_a_training_keeps_its_models(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("command", ["ranker", "judge"])
+def test_checkpoints_are_found_before_data_and_model(
+    command: str, resume: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    out = tmp_path / "out"
+    argv = [command, "train", "--model_name_or_path", "x", "--train_file", "none.jsonl", "--output_dir", str(out)]
+    argv += ["--use_cpu", "true", "--bf16", "false", "--resume_from_checkpoint", str(resume).lower()]
+    out.mkdir()
+    (out / "config.json").touch()
+    assert main(argv) == 2
+    expected = "has no checkpoint; leave it out" if resume else "There is no file 'none.jsonl'"
+    assert expected in capsys.readouterr().err
+    assert [message for message in caplog.messages if "has a trained model" in message] or resume
+    (out / "checkpoint-1").mkdir()
+    (out / "checkpoint-1" / "trainer_state.json").touch()
+    assert main(argv) == 2
+    expected = "There is no file 'none.jsonl'" if resume else "has checkpoints of an earlier run"
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "output", "source"),
     [

@@ -13,7 +13,7 @@ from trl_akd.cli import main
 from trl_akd.cli.akd import METHOD
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.recipes import Recipe
-from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers, warn_about_student
+from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers, warn_about_model
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_a_run_that_replaces_a_student_is_a_warning(file: str | None, parse, cap
     if file is not None:
         Path(args.output_dir).mkdir()
         (Path(args.output_dir) / file).touch()
-    warn_about_student(args)
-    expected = f"`output_dir` {args.output_dir!r} has a trained student, which this run replaces at its end"
+    warn_about_model(args)
+    expected = f"`output_dir` {args.output_dir!r} has a trained model, which this run replaces at its end"
     assert [message.partition(";")[0] for message in caplog.messages] == [expected] * ("config" in str(file))
 
 

@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from .errors import SETUP_ERRORS, UserError, user_errors
+from .errors import SETUP_ERRORS, user_errors
 from .help import Formatter, description, examples
 from .launching import Launcher, check_reporting, find_launcher
 from .parsing import RecipeParser, read_options
 from .recipes import Recipe, read_recipe
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 __all__ = [
     "Action",
@@ -24,10 +21,8 @@ __all__ = [
     "check_output",
     "make_accelerator",
     "require_one_process",
-    "require_step",
     "start",
     "start_action",
-    "train_and_save",
 ]
 
 
@@ -216,37 +211,6 @@ def start_action(command: str, actions: Mapping[str, Action], docstring: str, ar
         if name not in actions:
             raise ValueError(f"{name!r} is not an action of `trl-akd {command}`; choose one of {', '.join(actions)}.")
     start(command, actions, rest, name=name)
-
-
-def train_and_save(trainer: "Trainer", evaluate: Callable[[], dict[str, float]] | None = None) -> None:
-    """Train, save the model, and log and save the metrics of training and of `evaluate`.
-
-    Raises:
-        ValueError: If the rows fill no batch, or there is no checkpoint to resume from, or one that would be replaced.
-        UserError: If no step was trained.
-    """
-    from ..distributed import require_batch
-    from .training import find_checkpoint
-
-    checkpoint = find_checkpoint(trainer.args)
-    require_batch(trainer.get_train_dataloader(), trainer.args)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    require_step(trainer)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_model()
-    if evaluate is not None:
-        metrics = evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-
-
-def require_step(trainer: "Trainer") -> None:
-    """Raise a `UserError` if training ended before its first step, so that an unchanged model is not saved."""
-    if trainer.state.global_step == 0:
-        raise UserError(
-            f"no step was trained with `max_steps` {trainer.args.max_steps} and `num_train_epochs` "
-            f"{trainer.args.num_train_epochs}, so nothing is saved; raise them, and check the training data."
-        )
 
 
 def check_output(name: str, output: str | Path, **inputs: str | None) -> None:

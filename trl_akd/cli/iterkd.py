@@ -128,7 +128,7 @@ class IterKDMethod(Method):
         from ..generation import GenerationError
         from ..iterkd.iterkd_trainer import LEDGER
         from .errors import SETUP_ERRORS, StoppedEarly
-        from .training import check_merging, finish, make_trainer, set_provenance, warn_about_student
+        from .training import check_merging, finish, make_trainer, set_provenance, warn_about_model
 
         script_args, training_args, model_args, teaching = arguments
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
@@ -143,7 +143,7 @@ class IterKDMethod(Method):
             teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
             if not (Path(str(training_args.output_dir)) / LEDGER).is_dir():  # otherwise the run continues
-                warn_about_student(training_args)
+                warn_about_model(training_args)
             with _executor(teaching) as executor:
                 trainer = make_trainer(
                     self,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .command import Action, check_output, start_action, train_and_save
+from .command import Action, check_output, start_action
 from .errors import run
 
 if TYPE_CHECKING:
@@ -35,15 +35,18 @@ def train(config: "JudgeModel", args: "SFTConfig") -> None:
 
     Raises:
         OSError: If there is no such model or file.
-        ValueError: If there are too few judgements.
+        ValueError: If there are too few judgements, or a checkpoint would be replaced or is missing.
     """
     from transformers import set_seed
 
+    from .training import find_checkpoint, train_and_save
+
     check_output("output_dir", str(args.output_dir), model_name_or_path=config.model_name_or_path)
+    checkpoint = find_checkpoint(args)
     judged, held_out = _judgements(config, args.seed)
     set_seed(args.seed)  # before a head is drawn
     trainer, evaluate = _KINDS[config.kind](config, args, judged, held_out)
-    train_and_save(trainer, evaluate if held_out else None)
+    train_and_save(trainer, checkpoint, evaluate if held_out else None)
 
 
 def _judgements(config: "JudgeModel", seed: int) -> tuple[list["JudgedAnswer"], list["JudgedAnswer"]]:

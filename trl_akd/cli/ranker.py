@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ledger import read_json_lines, write_json_lines
-from .command import Action, check_output, start_action, train_and_save
+from .command import Action, check_output, start_action
 from .errors import run
 
 if TYPE_CHECKING:
@@ -70,14 +70,16 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
 
     Raises:
         OSError: If there is no such model or file.
-        ValueError: If there are too few rows.
+        ValueError: If there are too few rows, or a checkpoint would be replaced or is missing.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     from ..codeplan.ranker import RANKER_LABELS, make_ranker_trainer
     from ..text_pairs import hold_out
+    from .training import find_checkpoint, train_and_save
 
     check_output("output_dir", str(args.output_dir), model_name_or_path=config.model_name_or_path)
+    checkpoint = find_checkpoint(args)
     columns: dict[str, Any] = {"problem": str, "program": str, "label": str}
     if config.test_size is not None:
         columns["id"] = (str, int)
@@ -103,7 +105,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
         labels=config.labels,
         max_length=config.max_length,
     )
-    train_and_save(trainer, trainer.evaluate if held_out else None)
+    train_and_save(trainer, checkpoint, trainer.evaluate if held_out else None)
 
 
 def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:

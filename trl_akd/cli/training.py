@@ -12,7 +12,14 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -22,6 +29,7 @@ from ..akd.akd_config import AKDConfig
 from ..bench.runner import peak_memory_mb
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
+from ..distributed import require_batch
 from ..evaluation.benchmarks import Benchmark, load_benchmark
 from ..generation.loading import find_base_model
 from ..generation.protocol import GenerationError
@@ -33,7 +41,7 @@ from ..ledger import replace_text
 from ..metrics.verdicts import UntestedProgramsError
 from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
-from .command import check_output, require_step
+from .command import check_output
 from .errors import SETUP_ERRORS, UserError, user_errors
 from .methods import Method
 from .push import push_model
@@ -53,7 +61,8 @@ __all__ = [
     "load_tokenizers",
     "make_trainer",
     "set_provenance",
-    "warn_about_student",
+    "train_and_save",
+    "warn_about_model",
 ]
 
 logger = logging.getLogger(__name__)
@@ -81,8 +90,6 @@ def distill(
         method.check(script_args, training_args, model_args, benchmark_args)
         check_merging(script_args, training_args, model_args)
         checkpoint = find_checkpoint(training_args)
-        if checkpoint is None:
-            warn_about_student(training_args)
         benchmark = find_benchmark(benchmark_args, training_args)
         trainer = make_trainer(method, script_args, training_args, model_args)
         if benchmark is not None:
@@ -90,7 +97,7 @@ def distill(
     set_provenance(trainer, method.name, script_args, recipe)
     with user_errors((FloatingPointError, GenerationError, UntestedProgramsError)), _errors_of_settings(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    require_step(trainer)
+    _require_step(trainer)
     _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
     finish(trainer, merge_adapter=script_args.hub_merge_adapter)
 
@@ -290,13 +297,42 @@ def _peak_memory(device: torch.device) -> dict[str, float]:
     return {"train_peak_memory_mib": float(peak_memory_mb())} if device.type == "cpu" else {}
 
 
-def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> None:
+def _report(trainer: Trainer, split: str, metrics: dict[str, float]) -> None:
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
 
 
+def train_and_save(
+    trainer: Trainer, checkpoint: str | None, evaluate: Callable[[], dict[str, float]] | None = None
+) -> None:
+    """Train from a checkpoint, if there is one, save the model, and log and save the metrics of `evaluate`.
+
+    Raises:
+        ValueError: If the rows fill no batch.
+        UserError: If no step was trained.
+    """
+    require_batch(trainer.get_train_dataloader(), trainer.args)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    _require_step(trainer)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_model()
+    if evaluate is not None:
+        _report(trainer, "eval", evaluate())
+
+
+def _require_step(trainer: Trainer) -> None:
+    """Raise a `UserError` if training ended before its first step, so that an unchanged model is not saved."""
+    if trainer.state.global_step == 0:
+        raise UserError(
+            f"no step was trained with `max_steps` {trainer.args.max_steps} and `num_train_epochs` "
+            f"{trainer.args.num_train_epochs}, so nothing is saved; raise them, and check the training data."
+        )
+
+
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """Return the checkpoint from which training continues, or `None` for a new run.
+
+    A new run that replaces a model causes a warning.
 
     Raises:
         ValueError: If `resume_from_checkpoint` is not a checkpoint of the same method and β strategy, or if a new run
@@ -311,6 +347,7 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
                 f"`output_dir` {output_dir!r} has checkpoints of an earlier run, which this one would replace; set "
                 "`resume_from_checkpoint: true` to continue that run, or choose another `output_dir`."
             )
+        warn_about_model(args)
         return None
     if str(requested).lower() == "true":
         if last is None:
@@ -330,12 +367,12 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     return str(requested)
 
 
-def warn_about_student(args: AKDConfig) -> None:
-    """Warn that a new run replaces the student that an earlier one saved."""
+def warn_about_model(args: TrainingArguments) -> None:
+    """Warn that a new run replaces the model that an earlier one saved."""
     folder = Path(str(args.output_dir))
     if args.process_index == 0 and any((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
         logger.warning(
-            "`output_dir` %r has a trained student, which this run replaces at its end; choose another folder to keep "
+            "`output_dir` %r has a trained model, which this run replaces at its end; choose another folder to keep "
             "it.",
             args.output_dir,
         )

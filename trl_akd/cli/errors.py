@@ -54,8 +54,8 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
     """Run a command and return its exit status.
 
     The status is 0 for success, 2 for a user error, 3 if a budget ended the run, 130 after an interrupt, and 141 if
-    the program that reads the output has ended, as `head` does. User errors are `UserError`, a full disk and an
-    unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their traceback.
+    the program that reads the output has ended, as `head` does. User errors are `UserError`, a full disk, a
+    wrong configuration of a model and an unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their traceback.
     """
     _hide_bars_in_logs()
     _hide_fallback_to_cpu()
@@ -136,13 +136,18 @@ def _remote_code_message(error: BaseException) -> str | None:
 
 
 def _environment_message(error: BaseException) -> str | None:
-    """Return a message about a full disk or an unreachable Hub, or `None` for another error."""
+    """Return a message about a full disk, a configuration or an unreachable Hub, or `None` for another error."""
     text = next(iter(str(error).splitlines()), "")
     if (isinstance(error, OSError) and error.errno in _NO_ROOM) or _FAILED_WRITE.search(str(error)):
         return (
             f"a file cannot be written ({text}); free some space or choose another `output_dir`, and run the command "
             "again. Files saved before are kept: training continues from its last checkpoint with "
             "`--resume_from_checkpoint true`."
+        )
+    if any(kind.__name__ == "StrictDataclassError" for kind in type(error).__mro__):
+        return (
+            f"the configuration of a model is wrong ({' '.join(str(error).split())}); correct its config.json, or the "
+            "fields `*_init_kwargs`, whose values take precedence."
         )
     if any(kind.__module__.partition(".")[0] in _HUB_CLIENTS for kind in type(error).__mro__):
         return (

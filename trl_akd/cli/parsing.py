@@ -17,6 +17,7 @@ from ..deprecation import current_names, renamed_fields
 from ..generation.loading import read_json_object
 from .help import FieldFormatter
 from .launching import is_launch_flag
+from .library_options import check_library_options
 from .recipes import Recipe
 
 __all__ = ["RecipeParser", "field_descriptions", "read_options"]
@@ -212,8 +213,9 @@ class RecipeParser(TrlParser):
         """Return one instance of each dataclass.
 
         Raises:
-            ValueError: If a dataclass refuses its values.
+            ValueError: If a dataclass, or a library that gets a mapping, refuses its values.
         """
+        check_library_options(values, self.dataclass_types)
         with warnings.catch_warnings():
             # TRL sets the deprecated name itself, and reads no other.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)

@@ -358,6 +358,7 @@ def test_rows_to_train_on(rows: list, flags: list[str], message: str, tmp_path: 
 @pytest.fixture
 def by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ranker, "from_pretrained", lambda *args, **kwargs: ByLength())
+    monkeypatch.setattr("trl_akd.cli.models.read_model", lambda *args: None)
 
 
 def rank(tmp_path: Path, rows: list[dict[str, Any]]) -> int:

@@ -116,11 +116,11 @@ def _generative(
 
 
 def _load(config: "JudgeModel", kind: Any, **settings: Any) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
+    from .models import read_model
 
     source = {"revision": config.model_revision, "trust_remote_code": False}
-    model = kind.from_pretrained(config.model_name_or_path, dtype="float32", **source, **settings)
-    return model, AutoTokenizer.from_pretrained(config.model_name_or_path, **source)
+    tokenizer, _ = read_model("model_name_or_path", str(config.model_name_or_path), source)
+    return kind.from_pretrained(config.model_name_or_path, dtype="float32", **source, **settings), tokenizer
 
 
 def _training_types() -> tuple[type, ...]:

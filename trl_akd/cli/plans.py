@@ -51,6 +51,7 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     from ..codeplan.plan_checks import check_rows
     from ..codeplan.plan_generation import PlanGenerator
     from ..generation.loading import load_generator, weights_fingerprint
+    from .models import check_generator
 
     assert config.dataset_name is not None
     check_output("output_dir", Path(config.output_dir) / PLANS, dataset_name=config.dataset_name)
@@ -65,6 +66,7 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     check_rows(rows, need_solutions=config.reasoning == "backward")  # before a model is loaded
     if config.backend != "transformers":
         require_one_process(f"backend {config.backend!r}, which distributes its work itself,")
+    check_generator(config)
     shared = make_accelerator()
     teacher = load_generator(config, chat=config.prompt_style == "chat", accelerator=shared)
     folder = Path(config.output_dir).expanduser()

@@ -72,10 +72,11 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
         OSError: If there is no such model or file.
         ValueError: If there are too few rows, or a checkpoint would be replaced or is missing.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
 
     from ..codeplan.ranker import RANKER_LABELS, make_ranker_trainer
     from ..text_pairs import hold_out
+    from .models import read_model
     from .training import find_checkpoint, train_and_save
 
     check_output("output_dir", str(args.output_dir), model_name_or_path=config.model_name_or_path)
@@ -89,8 +90,9 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     held_out: list[dict[str, Any]] = []
     if config.test_size is not None:
         rows, held_out = hold_out(rows, config.test_size, args.seed)
-    set_seed(args.seed)  # before the classification head is drawn
     source = {"revision": config.model_revision, "trust_remote_code": False}
+    tokenizer, _ = read_model("model_name_or_path", str(config.model_name_or_path), source)
+    set_seed(args.seed)  # before the classification head is drawn
     trainer = make_ranker_trainer(
         AutoModelForSequenceClassification.from_pretrained(
             config.model_name_or_path,
@@ -98,7 +100,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
             ignore_mismatched_sizes=True,
             **source,
         ),
-        AutoTokenizer.from_pretrained(config.model_name_or_path, **source),
+        tokenizer,
         args,
         rows,
         held_out or None,
@@ -118,6 +120,7 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     from ..codeplan.ranker import Ranker, rank_samples
     from ..evaluation.prompts import Prompting
     from ..evaluation.samples import read_programs
+    from .models import read_model
 
     assert config.ranker is not None and config.samples is not None
     check_output(
@@ -131,6 +134,7 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     samples = list(read_programs(Path(config.samples).expanduser(), loaded, Prompting("completion").program))
     if not samples:
         raise ValueError(f"{config.samples} has no samples; give the `samples.jsonl` of `trl-akd evaluate`.")
+    read_model("ranker", config.ranker, {})
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _texts(loaded), samples, keep=config.keep)
     write_json_lines(Path(config.output).expanduser(), ranked)

@@ -93,12 +93,13 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: TemplatesConfig) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from ..data.sources import load
     from ..distributed import default_device
     from ..evaluation.template_scores import score_templates, summarize_templates, template_table
     from ..ledger import replace_text
+    from .models import read_model
 
     if config.output_file is not None:
         check_output("output_file", config.output_file, dataset_name=config.dataset_name)
@@ -110,9 +111,9 @@ def _run(config: TemplatesConfig) -> None:
         split=config.dataset_train_split,
         revision=config.dataset_revision,
     )
-    if AutoConfig.from_pretrained(name, **source).is_encoder_decoder:
+    tokenizer, model_config = read_model("model_name_or_path", name, source)
+    if model_config.is_encoder_decoder:
         raise ValueError(f"`model_name_or_path` is {name!r}, an encoder-decoder; give a causal language model.")
-    tokenizer = AutoTokenizer.from_pretrained(name, **source)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)
     if config.device_map is None:
         model = model.to(default_device())

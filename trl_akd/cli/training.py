@@ -12,14 +12,7 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -31,7 +24,6 @@ from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..distributed import require_batch
 from ..evaluation.benchmarks import Benchmark, load_benchmark
-from ..generation.loading import find_base_model
 from ..generation.protocol import GenerationError
 from ..hub.files import ADAPTER_CONFIG, CONFIG, CONSENT
 from ..hub.model_card import RECIPE_FILE, git_commit
@@ -44,6 +36,7 @@ from .arguments import AKDScriptArguments, BenchmarkArguments
 from .command import check_output
 from .errors import SETUP_ERRORS, UserError, user_errors
 from .methods import Method
+from .models import read_model
 from .push import push_model
 from .recipes import Recipe
 
@@ -468,27 +461,17 @@ def load_tokenizers(
     student_tokenizer, student_size = _vocabulary("model_name_or_path", student, source, base_of_student)
     if teacher is None or args.teacher_cache is not None or args.teacher_base_url is not None:
         return student_tokenizer, None  # a served teacher may have another name on the server
-    teacher_tokenizer, teacher_size = _vocabulary(
-        "teacher_model_name_or_path",
-        teacher,
-        args.teacher_source,
-        lambda: find_base_model(teacher, args.teacher_source) or (teacher, args.teacher_source),
-    )
+    teacher_tokenizer, teacher_size = _vocabulary("teacher_model_name_or_path", teacher, args.teacher_source)
     shared_vocabulary_size(student_tokenizer, teacher_tokenizer, student_size, teacher_size)
     return student_tokenizer, teacher_tokenizer
 
 
 def _vocabulary(
-    field: str, name: str, source: Mapping[str, Any], base_model: Callable[[], tuple[str, Mapping[str, Any]]]
+    field: str,
+    name: str,
+    source: Mapping[str, Any],
+    base_model: Callable[[], tuple[str, Mapping[str, Any]]] | None = None,
 ) -> tuple[PreTrainedTokenizerBase, int]:
     """Return a model's tokenizer and the number of rows of its LM head."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
-        base, source = base_model()
-        config = AutoConfig.from_pretrained(base, **source)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`{field}` is {name!r}, whose tokenizer and configuration cannot be read; check the name, the "
-            f"folder or the connection ({str(error).splitlines()[0]})."
-        ) from error
+    tokenizer, config = read_model(field, name, source, base_model)
     return tokenizer, config.get_text_config().vocab_size

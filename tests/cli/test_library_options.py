@@ -1,5 +1,6 @@
 """Mappings that other libraries get: wrong keys and values end before a model is loaded, with one sentence."""
 
+import base64
 import json
 from inspect import Parameter, signature
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_files(parser: RecipeParser, tmp_path: Path):
     path.write_text('{"even_batch": true}')
     with pytest.raises(ValueError, match="unknown key `even_batch`; did you mean `even_batches`"):
         parser.dataclasses(parser.values(Recipe(), ["--accelerator_config", str(path)]))
+
+
+def test_deepspeed_in_base64(parser: RecipeParser):
+    text = base64.urlsafe_b64encode(b'{"zero_optimization": {"stage": "x"}}').decode()
+    with pytest.raises(ValueError, match=r"`deepspeed.zero_optimization.stage` is 'x'; give a whole"):
+        parser.dataclasses(parser.values(Recipe(), ["--deepspeed", text]))
+    with pytest.raises(ValueError, match=r"`deepspeed` is 'zero2.json', which cannot be read"):
+        parser.dataclasses(parser.values(Recipe(), ["--deepspeed", "zero2.json"]))
 
 
 def test_selective_checkpointing_is_of_trl():

@@ -1,5 +1,6 @@
 """Check mappings that are passed on to other libraries, which refuse them late, by an error of their own code."""
 
+import base64
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -101,6 +102,8 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
         try:
             text = Path(value).expanduser().read_text(encoding="utf-8")
         except OSError as error:
+            if name == "deepspeed" and (text := _decoded(value)) is not None:
+                return read_json_object(name, text) or {}
             raise ValueError(
                 f"`{name}` is {value!r}, which cannot be read ({error.strerror}); give a JSON object, or the path of "
                 "a file with one."
@@ -110,6 +113,14 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
     found: dict[str, Any] = _convert_str_dict(read_json_object(name, value))  # as `TrainingArguments` reads text
     return found
+
+
+def _decoded(value: str) -> str | None:
+    """Return the text that base64 encodes, which accelerate accepts for `deepspeed`."""
+    try:
+        return base64.urlsafe_b64decode(value).decode()
+    except ValueError:
+        return None
 
 
 def _check_keys(name: str, given: Mapping[str, Any], closed: Mapping[str, _Types]) -> None:

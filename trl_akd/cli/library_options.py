@@ -102,8 +102,8 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
         try:
             text = Path(value).expanduser().read_text(encoding="utf-8")
         except OSError as error:
-            if name == "deepspeed" and (text := _decoded(value)) is not None:
-                return read_json_object(name, text) or {}
+            if name == "deepspeed" and (decoded := _decoded(value)) is not None:
+                return read_json_object(name, decoded) or {}
             raise ValueError(
                 f"`{name}` is {value!r}, which cannot be read ({error.strerror}); give a JSON object, or the path of "
                 "a file with one."

@@ -187,9 +187,9 @@ def make_pair_trainer(
 
 
 def _positions(model: Any) -> int | None:
-    """Return the number of positions that tokens can have; RoBERTa's begin after that of padding."""
+    """Return the number of positions of tokens: RoBERTa's begin after that of padding, and XLNet has no limit."""
     positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, layer in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
             return layer.num_embeddings - layer.padding_idx - 1
-    return positions
+    return None if positions == -1 else positions

@@ -85,6 +85,7 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
         ({"temperature": 0.0, "lmbda": 1.0}, "`temperature` is 0.0"),
         ({"ce_weight": -1.0}, "`ce_weight` is -1.0"),
         ({"ce_weight": None}, "`ce_weight` is None; give a finite number"),
+        ({"adam_beta1": "0.9"}, "`adam_beta1` is '0.9'; give a number of at least 0 and below 1"),
         ({"ce_weight": float("inf")}, "`ce_weight` is inf; give a finite number"),
         ({"kd_temperature": "1.0"}, "`kd_temperature` is '1.0'; give a finite number"),
         ({"kd_temperature": float("inf")}, "`kd_temperature` is inf; give a finite number"),

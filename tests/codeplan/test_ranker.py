@@ -17,6 +17,7 @@ from transformers import (
     LlamaConfig,
     RobertaConfig,
     TrainingArguments,
+    XLNetConfig,
 )
 
 from tests import tiny
@@ -218,6 +219,14 @@ def test_pairs_fit_the_positions_of_the_model(tmp_path: Path, config, usable: in
     assert {len(row["input_ids"]) for row in made.train_dataset} == {usable} and tokenizer.model_max_length == usable
     made.train()
     assert len(Ranker(model, tokenizer).score("p" * 99, ["c" * 99])) == 1
+
+
+def test_a_model_of_any_length_keeps_max_length(tmp_path: Path):
+    config = XLNetConfig(vocab_size=320, d_model=16, n_layer=1, n_head=2, d_inner=16, num_labels=2)
+    model, tokenizer = AutoModelForSequenceClassification.from_config(config), tiny.tokenizer()
+    rows = [{"id": "1", "problem": "p", "program": "c", "label": label} for label in ("correct", "wrong_answer")]
+    make_ranker_trainer(model, tokenizer, arguments(tmp_path), rows, labels="binary", max_length=100)
+    assert tokenizer.model_max_length == 100
 
 
 def test_ranking_accuracy_by_hand():

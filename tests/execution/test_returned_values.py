@@ -1,5 +1,6 @@
 """Comparison of returned values in the caller: Python's equality, bounded work, and short texts."""
 
+import json
 import time
 import tracemalloc
 from decimal import Decimal
@@ -37,7 +38,9 @@ def difference(returned: Any, expected: Any, *, unwraps: bool = False) -> str | 
         (DEEP, DEEP),
         ("ä\ud800", "ä\ud800"),
         ((1, (2, [])), [1, [2, []]]),
-        ({1: (1,), None: 2, "a": 3}, {"1": [1], "None": 2, "a": 3}),
+        ({1: (1,), None: 2, "a": 3}, {"1": [1], "null": 2, "a": 3}),
+        ({True: 1, 1.5: 2, 2**60: 3}, json.loads(json.dumps({True: 1, 1.5: 2, 2**60: 3}))),
+        ({None: 1, False: 2, HUGE: 3}, {None: 1, False: 2, HUGE: 3}),
         ({(1, "x"): 1}, {"(1, 'x')": 1}),
         ({Decimal("1.5"): 1}, {"1.5": 1}),
         ({1, (2, 3)}, {1.0, (2, 3)}),
@@ -76,6 +79,8 @@ def test_equal_values(returned: Any, expected: Any) -> None:
         ([1], [1, 1]),
         ({"a": 1}, {"a": 1, "b": 1}),
         ({"a": 1}, {"a": 2}),
+        ({HUGE: 1}, {HUGE + 1: 1}),
+        ({(HUGE, 1): 1}, {(HUGE + 1, 1): 1}),
         (float("nan"), float("nan")),
         (HUGE, HUGE + 1),
         (Decimal("0.1"), 0.1),

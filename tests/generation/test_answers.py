@@ -8,6 +8,7 @@ import json
 import random
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,14 @@ def test_many_definitions_take_linear_time():
     chain = "".join(f"def f{number}(x):\n    return f{number - 1}(x)\n" for number in range(1, 1000))
     program = parse_answer(f"```python\n{chain}print(f1(input()))\n```", "f999").program
     assert program is not None and ast.dump(ast.parse(program)) == ast.dump(ast.parse(chain))
+
+
+def test_a_definition_that_is_repeated_takes_linear_time():
+    repeated = "d = {}\n" + "def g(x):\n    d[x] = 1\n\ng(d)\n" * 6000
+    begin = time.process_time()
+    program = parse_answer(f"```python\n{repeated}def f(x):\n    return d[x]\n```", "f").program
+    assert time.process_time() - begin < 6
+    assert program is not None and program.startswith("d = {}") and "g(d)" in program
 
 
 # Real programs in any wrapping

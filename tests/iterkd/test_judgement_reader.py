@@ -124,6 +124,32 @@ def test_any_text_is_judged_or_refused(text: str):
         assert isinstance(found, Judgement) or found.reason in REFUSALS
 
 
+@pytest.mark.parametrize("nested", ['{"a": %s}', '{"score": %s}', "[%s]"])
+def test_json_with_many_levels_has_no_scores(nested: str):
+    deep = "1"
+    for _ in range(600):
+        deep = nested % deep
+    assert parse_judgement(deep) == Unjudged("no_scores")
+    for around in ('{"scores": [2, 1, 1, 1, 1], "a": %s}', '{"rule 1": 2, "rule 2": %s}'):
+        assert parse_judgement(around % deep) == Unjudged("no_scores")
+    text = lines(2, 1, 1, 1, 1)
+    assert parse_judgement(f"{deep}\n\n{text}") == parse_judgement(text) == Judgement((2, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"scores": [2, 1, 1, 1, 1], "total": "..."}',
+        '{"scores": [2, 1, 1, 1, 1], "total": "6.0.0"}',
+        "Score: 6/6...\n" + lines(2, 1, 1, 1, 1),
+        "Score: 6 of 6.0.0\n" + lines(2, 1, 1, 1, 1),
+        "Rule \u0131: 2\n" + lines(2, 1, 1, 1, 1),
+    ],
+)
+def test_what_only_looks_like_a_number_is_ignored(text: str):
+    assert parse_judgement(text) == Judgement((2, 1, 1, 1, 1))
+
+
 def test_every_reason_to_refuse_scores_occurs():
     source, seen = random.Random(0), set()
     values = ["2", "1", "0.5", "0.3", "3", "", "x", "1/3"]

@@ -378,8 +378,9 @@ class AKDConfig(GKDConfig):
             if not (_is_finite(value) and value >= least):
                 raise ValueError(f"`{name}` is {value!r}; give a number of at least {least}.")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give a number of at least 0 and below 1.")
+            value = getattr(self, name)
+            if not (_is_finite(value) and 0.0 <= value < 1.0):
+                raise ValueError(f"`{name}` is {value!r}; give a number of at least 0 and below 1.")
 
     def _check_divergence(self) -> None:
         knobs = self.divergence_kwargs

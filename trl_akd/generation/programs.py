@@ -235,6 +235,12 @@ class _SetUps:
         self._calls: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
         given = {name for each in source.statements if each.reads_input for name in each.binds}
         used = _reached(source, entry_point)
+        self._reading = {  # functions that read files or arguments
+            name
+            for each in source.statements
+            if each.is_function and each.reads_files_or_arguments
+            for name in each.binds | each.binds_when_called
+        }
         for number, statement in enumerate(source.statements):
             if statement.is_function and not statement.needs & {"print", "input", entry_point}:
                 for function in statement.binds:
@@ -252,10 +258,7 @@ class _SetUps:
 
     def _can_run(self, statement: Statement, bound: Set[str]) -> bool:
         """Return whether a statement, with the functions it calls, needs no unbound names, files or arguments."""
-        numbers = (number for name in statement.calls_or_passes for number in self._source.binders.get(name, []))
-        called = (self._source.statements[number] for number in numbers)
-        functions = [each for each in called if each.is_function]
-        if any(each.reads_files_or_arguments for each in [statement, *functions]):
+        if statement.reads_files_or_arguments or statement.calls_or_passes & self._reading:
             return False
         return "*" in bound or statement.needs <= bound | statement.binds
 
@@ -284,7 +287,8 @@ class _SetUps:
         functions = dict.fromkeys(self._changers.pop(name, []))
         waiting = [*functions]
         while waiting:
-            new = [caller for caller in self._callers.get(waiting.pop(), []) if caller not in functions]
+            callers = dict.fromkeys(self._callers.get(waiting.pop(), []))
+            new = [caller for caller in callers if caller not in functions]
             functions.update(dict.fromkeys(new))
             waiting += new
         return [*functions]

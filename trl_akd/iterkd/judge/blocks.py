@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from .markup import plain_text
@@ -37,6 +37,7 @@ from .values import (
 __all__ = ["FINAL", "Block", "Lines", "amendment", "read_json"]
 
 _MAX_JSON = 50
+_MAX_JSON_DEPTH = 20
 _BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?>(?:\([ ]*[xX ]?[ ]*\)[ ]+)?)")
 _HEADING = re.compile(
     rf"(?P<mark>(?:[\w'-]+[ ]+){{0,4}}){SCORE_WORD}(?:[ ]+(?:by|per|of|for)[ ]+(?:each[ ]+)?rules?)?"
@@ -333,7 +334,8 @@ class Lines:
             self._enter_all(number, mapped)
             return True
         only = re.fullmatch(
-            rf"(?P<total>{QUANTITY})(?:[ ]*(?:/|out of|of)[ ]*(?P<scale>[0-9.]+))?(?:[ ]points?)?[.]?", rest
+            rf"(?P<total>{QUANTITY})(?:[ ]*(?:/|out of|of)[ ]*(?P<scale>[0-9]+(?:\.[0-9]+)?))?(?:[ ]points?)?[.]*",
+            rest,
         )
         if only is not None:
             self._note_total(only)
@@ -378,7 +380,7 @@ class Lines:
         rest = line[label.end() :]
         by_number = rule_of_label(label)
         if label["rule"] is not None and by_number is None:
-            by_number = int(label["rule"])
+            by_number = int(label["rule"]) if label["rule"].isdecimal() else 0
         head = "" if rest[:1].isdigit() else re.split(r"[:=\t]|,(?=[ ]*[0-9])|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
         named = rule_of_name(head)
         if (
@@ -571,7 +573,7 @@ def read_json(text: str) -> tuple[list[Block], str]:
     while tries < _MAX_JSON and (match := re.compile(r"[{\[]").search(text, position)):
         tries += 1
         value, end = _decode(text, match.start())
-        scores = None if value is None else _json_scores(value)
+        scores = None if _is_deep(value) else _json_scores(value)
         if scores is None:
             position = match.start() + 1 if value is None else end
             continue
@@ -619,6 +621,15 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
                 continue
         end = text.find(closing, end + 1)
     return None, start + 1
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a decoded value has more levels than a judgement can have."""
+    level = [value]
+    for _ in range(_MAX_JSON_DEPTH):
+        items = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = list(chain.from_iterable(items))
+    return bool(level)
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -676,7 +687,7 @@ def _json_total(value: Any) -> float | None:
         return None
     for key, item in value.items():
         if re.fullmatch(r"(?:total|sum|overall|final)(?:[ _-]?(?:score|points))?", str(key), re.I):
-            found = re.fullmatch(r"([0-9.]+)(?:\s*(?:/|out of)\s*6(?:\.0)?)?", str(item).strip())
+            found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*6(?:\.0)?)?", str(item).strip())
             return float(found[1]) if found else None
     return next((total for item in value.values() if (total := _json_total(item)) is not None), None)
 

@@ -93,11 +93,12 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: TemplatesConfig) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from ..data.sources import load
     from ..distributed import default_device
     from ..evaluation.template_scores import score_templates, summarize_templates, template_table
+    from ..generation.loading import find_base_model, load_model
     from ..ledger import replace_text
 
     if config.output_file is not None:
@@ -110,10 +111,11 @@ def _run(config: TemplatesConfig) -> None:
         split=config.dataset_train_split,
         revision=config.dataset_revision,
     )
-    if AutoConfig.from_pretrained(name, **source).is_encoder_decoder:
+    base, base_source = find_base_model(name, source) or (name, source)
+    if AutoConfig.from_pretrained(base, **base_source).is_encoder_decoder:
         raise ValueError(f"`model_name_or_path` is {name!r}, an encoder-decoder; give a causal language model.")
     tokenizer = AutoTokenizer.from_pretrained(name, **source)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)
+    model = load_model(name, source, dtype=config.dtype, device_map=config.device_map)
     if config.device_map is None:
         model = model.to(default_device())
     scores = score_templates(

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer
 from trl_akd.akd.cache_creation import check_folder
-from trl_akd.akd.served import longest_text
+from trl_akd.akd.served import longest_text, served_vocabulary_size
 from trl_akd.cli.mock_teacher import score
 from trl_akd.generation import GenerationError
 from trl_akd.generation.protocol import Usage
@@ -178,6 +178,18 @@ def test_the_longest_row_with_generated_text(served, server):
     made = served(lmbda=1.0, max_new_tokens=100)
     longest = max(map(len, made.train_dataset["prompt_ids"])) + 100
     assert [len(body["prompt"]) for body in server.bodies] == [longest]
+
+
+def test_the_vocabulary_of_a_served_adapter_is_that_of_its_base_model(tmp_path):
+    """Its LM head may have fewer rows than that of the student."""
+    tiny.model(vocabulary=tiny.VOCABULARY - 1).save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(target_modules=["q_proj"])
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer = tiny.tokenizer()
+    args = AKDConfig(str(tmp_path), teacher_model_name_or_path=str(tmp_path / "adapter"), **tiny.SHORT_RUN)
+    assert served_vocabulary_size(args, tokenizer, tokenizer, tiny.VOCABULARY) == tiny.VOCABULARY - 1
 
 
 def test_an_alias_of_the_teacher(served, server, caplog):

@@ -17,7 +17,7 @@ from trl_akd.akd.model_card import provenance
 from trl_akd.akd.validation import check_models
 from trl_akd.generation import loading
 from trl_akd.generation.loading import find_base_model, path_in_repository, source_arguments
-from trl_akd.teachers import load_teacher, local
+from trl_akd.teachers import load_teacher
 from trl_akd.teachers.cache_files import read_manifest
 
 
@@ -153,8 +153,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         def get_added_vocab(self):
             return {}
 
-    for module, name in ((local, "AutoConfig"), (local, "AutoModelForCausalLM"), (model_utils, "AutoTokenizer")):
-        monkeypatch.setattr(module, name, Recorded)
+    for name in ("transformers.AutoConfig", "transformers.AutoModelForCausalLM"):
+        monkeypatch.setattr(name, Recorded)
+    monkeypatch.setattr(model_utils, "AutoTokenizer", Recorded)
     monkeypatch.setattr(
         "transformers.utils.find_adapter_config_file", lambda name, **kwargs: calls.append((name, kwargs))
     )
@@ -176,9 +177,10 @@ def test_each_part_of_a_teacher_is_loaded_from_the_same_place(config, seen, init
     model_utils.tokenizer_of("me/x", args, tiny.tokenizer())
     expected = {"revision": "main", "trust_remote_code": False, **init_kwargs}
     adapter, settings, model, tokenizer = seen
-    assert adapter == ("me/x", {k: v for k, v in expected.items() if k not in ("trust_remote_code", "code_revision")})
+    found_by = {k: v for k, v in expected.items() if k not in ("trust_remote_code", "code_revision")}
+    assert adapter == ("me/x", found_by)
     assert settings == tokenizer == ("me/x", expected) == ("me/x", args.teacher_source)
-    assert model == ("me/x", {**expected, "dtype": "float32"})
+    assert model == ("me/x", {**expected, "dtype": "float32", "adapter_kwargs": found_by})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from tests.generation.server import Fault, Server, serving
 from tests.iterkd import cycle_world
@@ -245,6 +245,14 @@ def test_local_teacher_and_judge_use_the_same_loader(monkeypatch: pytest.MonkeyP
     assert (teacher.backend, teacher.generation_batch_size, asked["chat"]) == ("vllm", 4, True)
     assert (judge.model_name_or_path, judge.model_revision, judge.backend) == ("jury", "v2", "transformers")
     assert (judge.generation_batch_size, judge.request_timeout, judging["chat"]) == (4, 7.0, False)
+
+
+def test_a_classifier_that_was_saved_with_an_adapter(tmp_path: Path):
+    settings = {"base_model_name_or_path": "org/base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert not iterkd_command._is_classifier(str(tmp_path), None)
+    LlamaConfig(architectures=["LlamaForSequenceClassification"]).save_pretrained(tmp_path)
+    assert iterkd_command._is_classifier(str(tmp_path), None)
 
 
 def test_settings_of_ledgers_keep_their_names():

@@ -200,6 +200,31 @@ def test_adapter_without_a_plan_head_uses_that_of_its_base_model(trainer, base: 
         trainer(str(tmp_path / "adapter"), plan_head="shared")
 
 
+def test_training_of_an_adapter_in_a_subfolder_continues(trainer, base: Path, tmp_path: Path):
+    made = trainer(str(base), peft_config=lora())
+    made.train()
+    made.save_model(str(tmp_path / "student" / "step-100"))
+    shutil.copy(base / "tokenizer.json", tmp_path / "student")
+    shutil.copy(base / "tokenizer_config.json", tmp_path / "student")
+    source = {"subfolder": "step-100"}
+    assert find_plan_head(str(tmp_path / "student"), **source) == tmp_path / "student/step-100" / PLAN_HEAD_FILE
+    further = trainer(str(tmp_path / "student"), model_init_kwargs=source)
+    torch.testing.assert_close(plan_logits(further.model), plan_logits(made.model))
+    (tmp_path / "student/step-100" / PLAN_HEAD_FILE).unlink()
+    with pytest.raises(ValueError, match="step-100' was trained with a plan head"):
+        trainer(str(tmp_path / "student"), model_init_kwargs=source)
+
+
+def test_a_model_saved_with_an_adapter_does_not_use_the_plan_head_of_the_base_model(base: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    separate_plan_head(model)
+    model.save_pretrained(base)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora()).save_pretrained(tmp_path / "both")
+    assert find_plan_head(str(tmp_path / "both")) is not None
+    tiny.model("llama_tied").save_pretrained(tmp_path / "both")
+    assert find_plan_head(str(tmp_path / "both")) is None
+
+
 def test_new_adapter_of_a_model_with_a_plan_head(trainer, base: Path, tmp_path: Path):
     """The plan head is fully trained and saved although the adapter freezes the model."""
     model = AutoModelForCausalLM.from_pretrained(base)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from trl_akd.cli import main
@@ -132,6 +134,18 @@ def test_the_command_prints_a_table_and_writes_the_scores(files: Path, capsys: p
     assert found["rows"] == 3 and set(found["by_row"]) == {"comment", "alpaca"}
     out = capsys.readouterr().out
     assert "3 of 4 rows" in out and template_table(found) in out and str(output) in out
+
+
+def test_the_command_takes_an_adapter(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    base = AutoModelForCausalLM.from_pretrained(files / "teacher")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    tables = []
+    for folder in (files / "teacher", tmp_path):  # an untrained adapter changes nothing
+        flags = ["--model_name_or_path", str(folder), "--dataset_name", str(files / "rows.jsonl")]
+        assert main(["templates", *flags]) == 0
+        tables.append(capsys.readouterr().out.split("rows", 1)[1])
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The loader of generators: results for each configuration, and errors before anything is loaded."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -74,9 +75,20 @@ def test_arguments_of_vllm(folders: dict[str, Path], vllm: type[LLM]):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_options_not_supported_by_vllm(folders: dict[str, Path], vllm: type[LLM], processes: int):
     config = GeneratorConfig(backend="vllm", model_name_or_path=str(folders["adapter"]))
-    message = {1: "is an adapter of .* merge it", 2: "`judge_backend` is 'vllm'.* there are several"}[processes]
+    message = {1: "has an adapter; merge it", 2: "`judge_backend` is 'vllm'.* there are several"}[processes]
     with pytest.raises(ValueError, match=message):
         load_generator(config, chat=False, accelerator=SimpleNamespace(num_processes=processes), prefix="judge_")
+    assert vllm.made == []
+
+
+def test_vllm_refuses_a_model_that_was_saved_with_an_adapter(
+    folders: dict[str, Path], vllm: type[LLM], tmp_path: Path
+):
+    """It would load the model without the adapter, which transformers loads with it."""
+    for folder in folders.values():
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="has an adapter; merge it"):
+        load_generator(GeneratorConfig(backend="vllm", model_name_or_path=str(tmp_path)), chat=False)
     assert vllm.made == []
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import shared_vocabulary_size
 from ..distributed import run_on_main_and_broadcast
+from ..generation.loading import find_base_model
 from ..teachers import ServedTeacher
 from ..teachers.served import read_usage, usage_file
 from .akd_config import AKDConfig
@@ -106,7 +107,8 @@ def served_vocabulary_size(
     name, teacher_size = args.teacher_model_name_or_path, student_size
     try:
         teacher_tokenizer = teacher_tokenizer or AutoTokenizer.from_pretrained(name, **args.teacher_source)
-        teacher_size = AutoConfig.from_pretrained(name, **args.teacher_source).get_text_config().vocab_size
+        base, source = find_base_model(name, args.teacher_source) or (name, args.teacher_source)
+        teacher_size = AutoConfig.from_pretrained(base, **source).get_text_config().vocab_size
     except (OSError, ValueError):
         pass
     if teacher_tokenizer is None or not has_vocabulary(teacher_tokenizer):

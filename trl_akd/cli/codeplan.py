@@ -43,10 +43,11 @@ class CodePLANMethod(Method):
 
     def base_model(self, student: str, revision: str) -> tuple[str, str]:
         """Return the student or, if it is an adapter, the adapter's base."""
-        from ..codeplan.codeplan_trainer import base_model_of, find_adapter
+        from ..generation.loading import find_base_model
 
-        adapter = find_adapter(student, revision)
-        return (student, revision) if adapter is None else base_model_of(adapter)
+        source = {"revision": revision}
+        name, source = find_base_model(student, source) or (student, source)
+        return name, source["revision"]
 
     def quickstart(self) -> Quickstart:
         """Return the example of writing, learning and sampling plans on generated tasks."""

@@ -292,11 +292,13 @@ def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextG
 
 def _is_classifier(name: str, revision: str | None) -> bool:
     from transformers import AutoConfig
-    from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(name, revision=revision) is not None:
+    from ..generation.loading import find_base_model
+
+    source = {"revision": revision, "trust_remote_code": False}
+    if find_base_model(name, source) is not None:
         return False
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(name, **source)
     architectures = config.architectures or ()
     return any("SequenceClassification" in architecture for architecture in architectures)
 

@@ -93,11 +93,10 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: TemplatesConfig) -> None:
-    from transformers import AutoModelForCausalLM
-
     from ..data.sources import load
     from ..distributed import default_device
     from ..evaluation.template_scores import score_templates, summarize_templates, template_table
+    from ..generation.loading import load_model
     from ..ledger import replace_text
     from .models import read_model
 
@@ -114,7 +113,7 @@ def _run(config: TemplatesConfig) -> None:
     tokenizer, model_config = read_model("model_name_or_path", name, source)
     if model_config.is_encoder_decoder:
         raise ValueError(f"`model_name_or_path` is {name!r}, an encoder-decoder; give a causal language model.")
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)
+    model = load_model(name, source, dtype=config.dtype, device_map=config.device_map)
     if config.device_map is None:
         model = model.to(default_device())
     scores = score_templates(

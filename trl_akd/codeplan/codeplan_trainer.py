@@ -7,10 +7,9 @@ models; either task may be distilled from a teacher.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, Targets
@@ -26,6 +24,12 @@ from ..akd.metrics import METRICS, Means
 from ..akd.model_card import template_format
 from ..akd.model_utils import name_of, named_datasets
 from ..akd.validation import check_arguments
+from ..generation.loading import (
+    find_base_model,
+    hub_arguments,
+    source_arguments,
+    without_source_arguments,
+)
 from ..generation.transformers_generator import default_max_new_tokens
 from ..hub.model_card import PromptFormat
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence, fused_linear_cross_entropy
@@ -116,12 +120,13 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
     ) -> None:
         check_arguments(type(self), args, CodePLANConfig)
         args = CodePLANConfig(f"{(name_of(model) or 'model').split('/')[-1]}-CodePLAN") if args is None else args
-        given, revision = model, (args.model_init_kwargs or {}).get("revision")
+        given, source, base = model, source_arguments(args.model_init_kwargs), None
         if isinstance(given, str):
-            find_plan_head(given, revision)  # raises before the model is loaded if a declared plan head is missing
-        adapter = find_adapter(given, revision)
-        if adapter is not None:
-            model, kwargs["peft_config"] = _prepare_base_model(adapter, args, kwargs.get("peft_config")), adapter
+            find_plan_head(given, **source)  # raises before the model is loaded if a declared plan head is missing
+            base = find_base_model(given, source)
+        if isinstance(given, str) and base is not None:
+            model, kwargs["peft_config"] = base[0], _trained_adapter(given, source, kwargs.get("peft_config"))
+            args.model_init_kwargs = {**without_source_arguments(args.model_init_kwargs or {}), **base[1]}
         self._is_encoder_decoder = _is_encoder_decoder(model, args)
         super().__init__(model, teacher_model, args, data_collator, **kwargs)
         self.task_groups = task_groups(
@@ -131,9 +136,9 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         if isinstance(self.data_collator, DataCollatorForCodePLAN):
             self.data_collator = self._adapt_collator(self.data_collator)
             self.add_callback(EpochCallback(self.data_collator))
-        if adapter is not None:
-            self.model.load_adapter(given, self.model.active_adapter, is_trainable=True, revision=revision)
-        self._set_plan_head(given, revision)
+        if base is not None:
+            self.model.load_adapter(given, self.model.active_adapter, is_trainable=True, **hub_arguments(source))
+        self._set_plan_head(given, source)
 
     # Set-up
 
@@ -224,7 +229,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
     def _additional_head(self) -> torch.nn.Module | None:
         return plan_head_of(self.model)
 
-    def _set_plan_head(self, given: Any, revision: str | None) -> None:
+    def _set_plan_head(self, given: Any, source: Mapping[str, Any]) -> None:
         name = name_of(given)
         if self.args.plan_head == "shared":
             if plan_head_of(self.model) is not None:
@@ -233,11 +238,11 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
                     "plan_head='separate', or load the student without it."
                 )
             if name is not None:
-                check_plan_head_file(name, "shared", revision)
+                check_plan_head_file(name, "shared", **source)
         elif plan_head_of(self.model) is not None:
             adopt_plan_head(self.model)  # it may be newer than its file
-        elif name is not None and find_plan_head(name, revision):
-            load_plan_head(self.model, name, revision)
+        elif name is not None and find_plan_head(name, **source):
+            load_plan_head(self.model, name, **source)
         elif declares_plan_head(self.model):
             raise ValueError(
                 "the student's configuration declares a plan head, but the model has none; call "
@@ -377,49 +382,24 @@ def _is_encoder_decoder(model: Any, args: CodePLANConfig) -> bool:
     """Return whether a model, or the model with that name, is an encoder-decoder."""
     if not isinstance(model, str):
         return bool(model.config.is_encoder_decoder)
-    revision = (args.model_init_kwargs or {}).get("revision") or "main"
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    source = source_arguments(args.model_init_kwargs, trust_remote_code=args.trust_remote_code)
+    config = AutoConfig.from_pretrained(model, **source)
     return bool(config.is_encoder_decoder)
 
 
-def find_adapter(model: Any, revision: str | None) -> Any:
-    """Return the configuration of the adapter with that name or path, or `None` if it is not an adapter."""
-    if not isinstance(model, str) or find_adapter_config_file(model, revision=revision) is None:
-        return None
-    if (Path(model) / CONFIG_NAME).is_file():
-        return None  # a model saved with its adapter
-    from peft import PeftConfig
-
-    adapter = PeftConfig.from_pretrained(model, revision=revision)
-    adapter.inference_mode = False
-    return adapter
-
-
-def base_model_of(adapter: Any) -> tuple[str, str]:
-    """Return name and revision of the base model of an adapter.
+def _trained_adapter(name: str, source: Mapping[str, Any], peft_config: Any) -> Any:
+    """Return the configuration of an adapter whose training continues.
 
     Raises:
-        ValueError: If the adapter's configuration does not name it.
-    """
-    if not adapter.base_model_name_or_path:
-        raise ValueError(
-            "`model` is the folder of an adapter that does not name its base model; set `base_model_name_or_path` in "
-            "its adapter_config.json."
-        )
-    return str(adapter.base_model_name_or_path), adapter.revision or "main"
-
-
-def _prepare_base_model(adapter: Any, args: CodePLANConfig, peft_config: Any) -> str:
-    """Return the name of an adapter's base model, and set its revision in the arguments.
-
-    Raises:
-        ValueError: If `peft_config` is given as well, or the adapter does not name its base model.
+        ValueError: If `peft_config` is given as well.
     """
     if peft_config is not None:
         raise ValueError(
             "`model` is the folder of an adapter, whose training continues, and `peft_config` describes another one; "
             "leave it out, or merge the adapter into its base model and give the result."
         )
-    name, revision = base_model_of(adapter)
-    args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": revision}
-    return name
+    from peft import PeftConfig
+
+    adapter = PeftConfig.from_pretrained(name, **hub_arguments(source))
+    adapter.inference_mode = False
+    return adapter

@@ -27,6 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import TextGenerator
+from ..generation.loading import find_base_model, hub_arguments, path_in_repository
 from ..generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
 from ..generation.transformers_generator import TransformersGenerator
 from ..heads import lm_head, without_adapter
@@ -208,24 +209,34 @@ def gathered_plan_head(model: Any) -> dict[str, torch.Tensor]:
         return {f"{_NAME}.{name}": value.detach().cpu().clone() for name, value in head.named_parameters()}
 
 
-def find_plan_head(name_or_path: str, revision: str | None = None) -> Path | None:
+def find_plan_head(name_or_path: str, revision: str | None = None, **source: Any) -> Path | None:
     """Return the plan head's file of a model in a folder or on the Hub, or `None`.
 
     For an adapter without a plan head, return the file of its base model.
 
+    Args:
+        name_or_path (`str`):
+            Model or adapter: a folder, or a name on the Hub.
+        revision (`str`, *optional*):
+            Revision on the Hub.
+        **source:
+            Other arguments of `from_pretrained` that files are found by, such as `subfolder`.
+
     Raises:
-        ValueError: If the model's configuration declares a plan head, but the file is missing.
+        ValueError: If the model's configuration declares a plan head, but the file is missing, or if an adapter does
+            not name its base model.
     """
-    path = _find_file(name_or_path, PLAN_HEAD_FILE, revision)
+    source = {"revision": revision, **source}
+    path = _find_file(name_or_path, PLAN_HEAD_FILE, source)
     if path is not None:
         return path
-    adapter = _read_config(name_or_path, ADAPTER_CONFIG_NAME, revision)
+    adapter = _read_config(name_or_path, ADAPTER_CONFIG_NAME, source)
     if (adapter.get("auto_mapping") or {}).get(_DECLARATION) == "separate":
-        raise _missing(name_or_path, ADAPTER_CONFIG_NAME)
-    if _read_config(name_or_path, CONFIG_NAME, revision).get(_DECLARATION) == "separate":
-        raise _missing(name_or_path, CONFIG_NAME)
-    base = adapter.get("base_model_name_or_path")
-    return find_plan_head(base, adapter.get("revision")) if base else None
+        raise _missing(path_in_repository(name_or_path, source), ADAPTER_CONFIG_NAME)
+    if _read_config(name_or_path, CONFIG_NAME, source).get(_DECLARATION) == "separate":
+        raise _missing(path_in_repository(name_or_path, source), CONFIG_NAME)
+    base = find_base_model(name_or_path, source) if adapter else None
+    return None if base is None else find_plan_head(base[0], **base[1])
 
 
 def declares_plan_head(model: Any) -> bool:
@@ -233,27 +244,29 @@ def declares_plan_head(model: Any) -> bool:
     return getattr(model.config, _DECLARATION, None) == "separate"
 
 
-def check_plan_head_file(name_or_path: str, plan_head: PlanHead, revision: str | None = None) -> Path | None:
+def check_plan_head_file(
+    name_or_path: str, plan_head: PlanHead, revision: str | None = None, **source: Any
+) -> Path | None:
     """Return the plan head's file of a model after comparing its presence with the setting `plan_head`.
 
     Raises:
         ValueError: If there is a file with `"shared"`, or none with `"separate"`.
     """
-    path = find_plan_head(name_or_path, revision)
+    path, name = find_plan_head(name_or_path, revision, **source), path_in_repository(name_or_path, source)
     if plan_head == "separate" and path is None:
         raise ValueError(
-            f"`plan_head` is 'separate', but {name_or_path!r} has no {PLAN_HEAD_FILE}: it was trained with "
+            f"`plan_head` is 'separate', but {name!r} has no {PLAN_HEAD_FILE}: it was trained with "
             "plan_head='shared', or not by CodePLAN; set plan_head='shared', or give another checkpoint."
         )
     if plan_head == "shared" and path is not None:
         raise ValueError(
-            f"`plan_head` is 'shared', but {name_or_path!r} contains a {PLAN_HEAD_FILE}, which would not be used; set "
+            f"`plan_head` is 'shared', but {name!r} contains a {PLAN_HEAD_FILE}, which would not be used; set "
             "plan_head='separate', or remove the file."
         )
     return path
 
 
-def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -> None:
+def load_plan_head(model: Any, name_or_path: str, revision: str | None = None, **source: Any) -> None:
     """Load the plan head that was saved beside a model, replacing the model's plan head if it has one.
 
     Args:
@@ -263,11 +276,13 @@ def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -
             Folder, or name on the Hub, to which [`save_plan_head`] or `CodePLANTrainer` wrote.
         revision (`str`, *optional*):
             Revision on the Hub.
+        **source:
+            Other arguments of `from_pretrained` that files are found by, such as `subfolder`.
 
     Raises:
         ValueError: If there is no plan head, its shape is different, or the file is damaged.
     """
-    path = check_plan_head_file(name_or_path, "separate", revision)
+    path = check_plan_head_file(name_or_path, "separate", revision, **source)
     try:
         tensors = load_file(str(path))
     except SafetensorError as error:
@@ -409,8 +424,8 @@ def _declare_in_adapter(base: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _read_config(name_or_path: str, file: str, revision: str | None) -> dict[str, Any]:
-    path = _find_file(name_or_path, file, revision)
+def _read_config(name_or_path: str, file: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    path = _find_file(name_or_path, file, source)
     try:
         return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
@@ -425,16 +440,16 @@ def _missing(name_or_path: str, file: str) -> ValueError:
     )
 
 
-def _find_file(name_or_path: str, file: str, revision: str | None) -> Path | None:
+def _find_file(name_or_path: str, file: str, source: Mapping[str, Any]) -> Path | None:
     """Return a file of a model in a folder or on the Hub, or `None`."""
     if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / file
+        path = Path(path_in_repository(name_or_path, source), file)
         return path if path.is_file() else None
     try:
         cached = cached_file(
             name_or_path,
             file,
-            revision=revision,
+            **hub_arguments(source),
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )

@@ -25,6 +25,7 @@ __all__ = [
     "generator_of_model",
     "hub_arguments",
     "load_generator",
+    "load_model",
     "max_new_tokens_for",
     "path_in_repository",
     "read_json_object",
@@ -272,8 +273,8 @@ def max_new_tokens_for(config: GeneratorConfig) -> int:
 
     from .transformers_generator import default_max_new_tokens
 
-    _, name, revision = _base_model(config)
-    source = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    name, source = str(config.model_name_or_path), _source(config)
+    name, source = find_base_model(name, source) or (name, source)
     return default_max_new_tokens(AutoConfig.from_pretrained(name, **source))
 
 
@@ -316,16 +317,18 @@ def path_in_repository(name: str, source: Mapping[str, Any]) -> str:
 def find_base_model(name: str, source: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Return name and source arguments of the base model of an adapter, or `None` if the model is not an adapter.
 
+    As in transformers, a folder with a full model and an adapter of it is not an adapter: both are loaded from there.
+    On the Hub, such a repository is one, whose full model is not read. Unlike transformers, which takes the revision
+    and subfolder of the adapter for the base model as well, the revision is that in the adapter's configuration.
+
     Raises:
         OSError: If there is no such model.
         ValueError: If the adapter does not name its base model.
     """
-    from transformers.utils import CONFIG_NAME, find_adapter_config_file
+    from transformers.utils import CONFIG_NAME
 
-    if Path(path_in_repository(name, source), CONFIG_NAME).is_file():
-        return None  # a model saved with its adapter, which transformers loads as one
-    adapter = find_adapter_config_file(name, **hub_arguments(source))
-    if adapter is None:
+    adapter = _find_adapter_file(name, source)
+    if adapter is None or Path(path_in_repository(name, source), CONFIG_NAME).is_file():
         return None
     settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
     if not settings.get("base_model_name_or_path"):
@@ -335,6 +338,42 @@ def find_base_model(name: str, source: Mapping[str, Any]) -> tuple[str, dict[str
         )
     shared = {key: value for key, value in source.items() if key not in _OF_ONE_REPOSITORY}
     return settings["base_model_name_or_path"], {**shared, "revision": settings.get("revision") or "main"}
+
+
+def load_model(
+    name: str, source: Mapping[str, Any], *, autocast_adapter_dtype: bool = True, **init_kwargs: Any
+) -> Any:
+    """Load a language model, or an adapter on its base model.
+
+    Args:
+        name (`str`):
+            Model or adapter: a folder, or a name on the Hub.
+        source (`Mapping`):
+            Arguments of `from_pretrained` that determine which files are read, as of [`source_arguments`].
+        autocast_adapter_dtype (`bool`, *optional*, defaults to `True`):
+            Whether the weights of an adapter in half precision are converted to float32.
+        **init_kwargs:
+            Other arguments of `from_pretrained`.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If the adapter does not name its base model, or the model is not a language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    base = find_base_model(name, source)
+    full, full_source = base or _in_own_folder(name, source)
+    encoder_decoder = AutoConfig.from_pretrained(full, **full_source).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    # By default, transformers searches the root of the repository and the default cache for an adapter.
+    model = kind.from_pretrained(full, **full_source, **init_kwargs, adapter_kwargs=hub_arguments(full_source))
+    if base is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(
+        model, name, autocast_adapter_dtype=autocast_adapter_dtype, **hub_arguments(source)
+    )
 
 
 def weights_fingerprint(model: str) -> str | None:
@@ -392,11 +431,10 @@ def _start_vllm(
             f"`{prefix}backend` is 'vllm', which runs in this process, and there are several; serve the model with "
             "`vllm serve` and use the backend openai."
         )
-    adapter, base, _ = _base_model(config)
-    if adapter is not None:
+    if _find_adapter_file(config.model_name_or_path, _source(config)) is not None:
         raise ValueError(
-            f"`{prefix}backend` is 'vllm', but {config.model_name_or_path!r} is an adapter of {base!r}; merge it into "
-            "that model, or use the backend transformers."
+            f"`{prefix}backend` is 'vllm', but {config.model_name_or_path!r} has an adapter; merge it into its base "
+            "model, or use the backend transformers."
         )
     tokenizer = _load_tokenizer(config)
     generator = VLLMGenerator(
@@ -414,36 +452,38 @@ def _start_vllm(
 def _load_tokenizer(config: GeneratorConfig) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-    )
+    return AutoTokenizer.from_pretrained(config.model_name_or_path, **_source(config))
 
 
 def _load_model(config: GeneratorConfig, accelerator: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     from ..distributed import default_device
 
-    adapter, name, revision = _base_model(config)
-    source = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    encoder_decoder = AutoConfig.from_pretrained(name, **source).is_encoder_decoder
-    kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    model = kind.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, config.model_name_or_path, revision=config.model_revision)
+    model = load_model(
+        str(config.model_name_or_path), _source(config), dtype=config.dtype, device_map=config.device_map
+    )
     if config.device_map is None:
         model = model.to(default_device() if accelerator is None else accelerator.device)
     return model.eval()
 
 
-def _base_model(config: GeneratorConfig) -> tuple[str | None, str | None, str | None]:
-    """Return the configuration file of an adapter, if the model is one, and the full model's name and revision."""
+def _source(config: GeneratorConfig) -> dict[str, Any]:
+    return {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _find_adapter_file(name: str, source: Mapping[str, Any]) -> str | None:
+    """Return the configuration file of a model's adapter, or `None`."""
     from transformers.utils import find_adapter_config_file
 
-    adapter = find_adapter_config_file(config.model_name_or_path, revision=config.model_revision)
-    if adapter is None:
-        return None, config.model_name_or_path, config.model_revision
-    settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
-    return adapter, settings["base_model_name_or_path"], settings.get("revision")
+    path: str | None = find_adapter_config_file(name, **hub_arguments(source))
+    return path
+
+
+def _in_own_folder(name: str, source: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and source arguments of a model, without `subfolder` if that is a local folder.
+
+    With `subfolder`, transformers searches the folder above it for the full model beside an adapter.
+    """
+    path = path_in_repository(name, source)
+    if not Path(path).is_dir():
+        return name, dict(source)
+    return path, {key: value for key, value in source.items() if key != "subfolder"}

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from ..distributed import gathered, prepare_frozen, through_forward
-from ..generation.loading import find_base_model, hub_arguments, source_arguments, without_source_arguments
+from ..generation.loading import load_model, source_arguments, without_source_arguments
 from ..heads import compiler, evaluating, final_hidden_states, lm_head, verify_head, verify_packing
 from ..losses.lm_head import LMHead
 from ..losses.signals import DenseSignal
@@ -121,16 +120,9 @@ def load_teacher(
         `PreTrainedModel` or `PeftModel`: The teacher.
     """
     source = source_arguments(init_kwargs, revision=revision, trust_remote_code=trust_remote_code)
-    base = find_base_model(name_or_path, source)
-    name, base_source = base or (name_or_path, source)
-    config = AutoConfig.from_pretrained(name, **base_source)
-    architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = architecture.from_pretrained(name, **base_source, **without_source_arguments(init_kwargs or {}))
-    if base is None:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, name_or_path, autocast_adapter_dtype=False, **hub_arguments(source))
+    return load_model(
+        name_or_path, source, autocast_adapter_dtype=False, **without_source_arguments(init_kwargs or {})
+    )
 
 
 def verify_architecture(model: Any, inputs: Mapping[str, Any], *, role: str) -> None:

@@ -1,5 +1,6 @@
 """Comparison of returned values in the caller: Python's equality, bounded work, and short texts."""
 
+import json
 import time
 import tracemalloc
 from decimal import Decimal
@@ -39,6 +40,8 @@ def difference(returned: Any, expected: Any, *, unwraps: bool = False) -> str | 
         ((1, (2, [])), [1, [2, []]]),
         ({1: (1,), None: 2, "a": 3}, {"1": [1], "None": 2, "a": 3}),
         ({(1, "x"): 1}, {"(1, 'x')": 1}),
+        ({True: 1, None: 2, 0.5: 3, HUGE: 4}, {True: 1, None: 2, 0.5: 3, HUGE: 4}),
+        ({True: 1, None: {False: 2}, 0.5: 3}, json.loads(json.dumps({True: 1, None: {False: 2}, 0.5: 3}))),
         ({Decimal("1.5"): 1}, {"1.5": 1}),
         ({1, (2, 3)}, {1.0, (2, 3)}),
         (frozenset(), set()),
@@ -76,6 +79,9 @@ def test_equal_values(returned: Any, expected: Any) -> None:
         ([1], [1, 1]),
         ({"a": 1}, {"a": 1, "b": 1}),
         ({"a": 1}, {"a": 2}),
+        ({True: 1}, {"true": 2}),
+        ({HUGE: 1}, {HUGE + 1: 1}),
+        ({(HUGE,): 1}, {(HUGE + 1,): 1}),
         (float("nan"), float("nan")),
         (HUGE, HUGE + 1),
         (Decimal("0.1"), 0.1),

@@ -312,6 +312,14 @@ def test_many_definitions_take_linear_time():
     assert program is not None and ast.dump(ast.parse(program)) == ast.dump(ast.parse(chain))
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_many_outputs_that_need_each_other_take_quadratic_time_at_most(step: int):
+    """Cubic time would be minutes."""
+    outputs = "".join(f"Output:\n```\nx{number} = x{number + 1} + 1\n```\n" for number in range(800)[::step])
+    program = parse_answer(f"```python\nprint(x0)\n```\n{outputs}").program
+    assert program is not None and program.count("\n") == 800
+
+
 # Real programs in any wrapping
 
 

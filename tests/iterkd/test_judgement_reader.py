@@ -151,6 +151,7 @@ def test_every_reason_to_refuse_scores_occurs():
         "1",
         "1. ",
         "1.1",
+        "2\n",
     ],
 )
 def test_time_is_linear(unit: str):

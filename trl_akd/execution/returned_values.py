@@ -6,7 +6,7 @@ have the same hash.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .zygote import plain_data
@@ -22,7 +22,7 @@ _BRACKETS = {
     "dict": ("{", "}"),
 }
 _MAX_SHOWN = 120
-_MAX_BITS = 2048  # of an integer that is shown; Python refuses to print those of more than 4300 digits
+_MAX_BITS = 2048  # of an integer in decimals; Python refuses to print those of more than 4300 digits
 _MAX_RATIO = 4  # {"complex": [1.0, 0.0]} for 1 in a list: four marks instead of one
 _SPARE_MARKS = 1 << 16
 
@@ -30,8 +30,9 @@ _SPARE_MARKS = 1 << 16
 def describe_difference(data: bytes, expected: Any, *, unwraps: bool) -> str | None:
     """Compare a returned value, as encoded by `plain_data`, with an expected one that was read from JSON.
 
-    Tuples count as lists, and all keys of dicts as strings. Time and memory are proportional to the length of the
-    data and to the number of values in the expected one, unless that has sets, which JSON lacks.
+    Tuples count as lists, and all keys of dicts as strings, as Python or JSON spells them. Time and memory are
+    proportional to the length of the data and to the number of values in the expected one, unless that has sets, which
+    JSON lacks.
 
     Args:
         data (`bytes`): Encoded value, which may be forged.
@@ -93,13 +94,18 @@ def _is_same(returned: Any, wanted: Any) -> bool:
 
 
 def _are_same_items(returned: list[Any], wanted: list[Any]) -> bool:
-    left, right = ({_key_text(key): value for key, value in items} for items in (returned, wanted))
-    return left.keys() == right.keys() and all(_is_same(left[key], value) for key, value in right.items())
+    for spelling in (str, json.dumps):  # `{True: 1}` has the keys of `{"True": 1}` and of its JSON, `{"true": 1}`
+        left, right = ({_key_text(key, spelling): value for key, value in items} for items in (returned, wanted))
+        if left.keys() == right.keys():
+            return all(_is_same(left[key], value) for key, value in right.items())
+    return False
 
 
-def _key_text(key: Any) -> str:
+def _key_text(key: Any, spelling: Callable[[Any], str]) -> str:
     tag, content = plain_data.split(key)
-    return str(content) if tag in (None, "Decimal") else "".join(_literal(key))
+    if tag is None:
+        return content if isinstance(content, str) else spelling(content)
+    return str(content) if tag == "Decimal" else "".join(_literal(key))
 
 
 def _is_same_fraction(terms: list[Any], wanted: Any) -> bool:
@@ -120,7 +126,7 @@ def _terms(content: list[Any]) -> tuple[int, int]:
 
 
 def _literal(value: Any, limit: int | None = None) -> Iterator[str]:
-    """Yield the parts of a literal, with at most `limit` characters of each text."""
+    """Yield the parts of a literal; a limit shortens texts to as many characters, and describes long integers."""
     tag, content = plain_data.split(value)
     if tag in _SETS and not content:
         yield f"{tag}()"
@@ -137,10 +143,10 @@ def _literal(value: Any, limit: int | None = None) -> Iterator[str]:
             yield from _literal(item, limit)
         yield ",)" if tag == "tuple" and len(content) == 1 else closing
     elif tag == "int":
-        yield _integer(plain_data.untag(value))
+        yield _integer(plain_data.untag(value), limit)
     elif tag == "Fraction":
         numerator, denominator = _terms(content)
-        yield f"Fraction({_integer(numerator)}, {_integer(denominator)})"
+        yield f"Fraction({_integer(numerator, limit)}, {_integer(denominator, limit)})"
     elif isinstance(content, str) and tag in (None, "Decimal"):
         text = repr(content[:limit])
         yield text if tag is None else f"Decimal({text})"
@@ -148,5 +154,7 @@ def _literal(value: Any, limit: int | None = None) -> Iterator[str]:
         yield repr(plain_data.untag(value))
 
 
-def _integer(value: int) -> str:
-    return repr(value) if value.bit_length() <= _MAX_BITS else f"<integer of {value.bit_length()} bits>"
+def _integer(value: int, limit: int | None) -> str:
+    if value.bit_length() <= _MAX_BITS:
+        return repr(value)
+    return hex(value) if limit is None else f"<integer of {value.bit_length()} bits>"

@@ -1,4 +1,4 @@
-"""Names of models that cannot be read, in all commands that load one."""
+"""Names of models that cannot be read."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,6 @@ from trl_akd.cli import main
 
 TRAINING = "--train_file rows.jsonl --use_cpu true --bf16 false --report_to none"
 COMMANDS = {
-    "evaluate": "evaluate --benchmark bench.jsonl --allow_code_execution",
     "plans": "plans --dataset_name problems.jsonl",
     "templates": "templates --dataset_name rows.jsonl --dataset_train_split train",
     "train a ranker": f"ranker train {TRAINING}",

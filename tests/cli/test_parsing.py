@@ -170,6 +170,12 @@ def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser,
         read(parser, recipe(f"{line}\n"))
 
 
+@pytest.mark.parametrize("device_map", ["auto", 0, {"": 0}, {"model": 0, "lm_head": "cpu"}])
+def test_placement_on_devices(device_map: object, recipe):
+    evaluating = RecipeParser(argument_types("evaluate"), prog="trl-akd evaluate")
+    assert evaluating.values(read_recipe(recipe({"device_map": device_map}))).device_map == device_map
+
+
 @pytest.mark.parametrize("flag", ["--model=m", "--model"])
 def test_old_names_of_fields_are_read_with_a_warning(flag: str, recipe):
     """In recipes and in flags; each command has different old names."""

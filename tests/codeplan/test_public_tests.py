@@ -266,6 +266,12 @@ def test_programs_that_could_not_be_run():
     assert pass_fractions(["a", "b"], "assert f(1)\nassert f(2)", broken) == [None, None]
 
 
+def test_many_cases_are_split_in_little_time():
+    """Parsing the test again for each case would take minutes."""
+    asserts = [f"assert f({number}) == {number}" for number in range(2000)]
+    assert split_tests("\n".join(asserts)) == asserts
+
+
 def test_real_tests_split_and_their_solutions_pass_every_case(executor: CodeExecutor):
     """The reference solutions of HumanEval and MBPP pass each case separately, so cases are complete."""
     rows = [json.loads(line) for line in gzip.open(data("humaneval/HumanEval.jsonl.gz"), "rt")][::8]

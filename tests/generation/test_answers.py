@@ -325,6 +325,14 @@ def test_a_definition_that_is_repeated_takes_linear_time():
     assert program is not None and program.startswith("d = {}") and "g(d)" in program
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_many_outputs_that_need_each_other_take_quadratic_time_at_most(step: int):
+    """Cubic time would be minutes."""
+    outputs = "".join(f"Output:\n```\nx{number} = x{number + 1} + 1\n```\n" for number in range(800)[::step])
+    program = parse_answer(f"```python\nprint(x0)\n```\n{outputs}").program
+    assert program is not None and program.count("\n") == 800
+
+
 # Real programs in any wrapping
 
 

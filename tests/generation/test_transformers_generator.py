@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tokenizers import processors
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -387,7 +388,8 @@ def test_peft_model(generator) -> None:
 
 
 def test_accelerator_of_one_process(generator) -> None:
-    model, accelerator = tiny.model(), Accelerator(cpu=True)
+    AcceleratorState._reset_state()  # a test before may have used half precision
+    model, accelerator = tiny.model(), Accelerator(cpu=True, mixed_precision="no")
     expected = generator(model).generate(PROMPTS, n=2, **SAMPLED)
     prepared = accelerator.prepare(model)
     assert generator(prepared, accelerator=accelerator).generate(PROMPTS, n=2, **SAMPLED) == expected

@@ -187,6 +187,13 @@ def test_time_is_linear(unit: str):
         assert time.process_time() - start < 60
 
 
+def test_lines_of_numbers_take_linear_time():
+    """This takes less than a second; quadratic time was 17 seconds."""
+    start = time.process_time()
+    assert isinstance(parse_judgement("2\n" * 25_000), Unjudged)
+    assert time.process_time() - start < 8
+
+
 # What a judgement is
 
 

@@ -53,9 +53,7 @@ def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
         check_card(config.model_name_or_path or "")
     from ..evaluation.plan_sampling import PlanningSampler
     from ..evaluation.runner import evaluate
-    from .models import check_generator
 
-    check_generator(config)
     if config.backend != "transformers":
         require_one_process(f"backend {config.backend!r}, which distributes its work itself,")
     sampler = PlanningSampler(config, planning) if planning.plan_sampling else None

@@ -43,7 +43,7 @@ _FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
 
 
 _MORE_TYPES = {
-    "device_map": (int,),
+    "device_map": (int, dict),
     "fsdp": (bool, list),
     "resume_from_checkpoint": (bool,),
     "teacher_device": (int,),

@@ -2,9 +2,10 @@
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from ..execution import ExecutionResult, Tests
 from ..execution.test_discovery import discover_tests
@@ -14,9 +15,11 @@ __all__ = ["pass_fractions", "split_tests"]
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SIMPLE = (ast.Assert, ast.Raise, ast.Expr)
+_CONTAINED = (ast.stmt, ast.excepthandler, ast.match_case)
 _MAX_ITERATIONS = 50  # each iteration runs in a separate process
 
 Run = Callable[[Sequence[tuple[str, Tests]]], list[ExecutionResult]]
+_Node = TypeVar("_Node", bound=ast.AST)
 
 
 def split_tests(test: str) -> list[str]:
@@ -45,7 +48,10 @@ def split_tests(test: str) -> list[str]:
     try:
         program = _TestProgram(tree, discover_tests(test).functions)
         cases = list(program.cases(tree.body))
-        return [_keep_one_case(test, program, cases, case) for case in cases] if len(cases) > 1 else [test]
+        if len(cases) < 2:
+            return [test]
+        droppable = {case.statement: program.droppable(case.statement) for case in cases}
+        return [_keep_one_case(tree, droppable, case) for case in cases]
     except RecursionError:
         return [test]
 
@@ -125,11 +131,15 @@ class _TestProgram:
                 return body
         return ()
 
-    def droppable(self, case: _Case) -> list[ast.stmt]:
-        """Return the statements of a case that other cases do not need: all, or only its assertions."""
-        if not self._is_needed(case.statement):
-            return [case.statement]
-        return [node for node in ast.walk(case.statement) if isinstance(node, _SIMPLE) and self._asserts(node)]
+    def droppable(self, statement: ast.stmt) -> dict[ast.AST, ast.stmt | None]:
+        """Return the statements of a case that other cases do not need, each with what remains of it if it is dropped.
+
+        They are the whole statement of the case, or only its assertions.
+        """
+        dropped = [statement]
+        if self._is_needed(statement):
+            dropped = [node for node in ast.walk(statement) if isinstance(node, _SIMPLE) and self._asserts(node)]
+        return {node: _remainder(node) for node in dropped}
 
     def _function_asserts(self, name: str) -> bool:
         return any(map(self._asserts, self._functions[name].body))
@@ -188,38 +198,43 @@ class _TestProgram:
         return any(name in read_elsewhere for name in (new | _changed(statement)) - targets)
 
 
-def _keep_one_case(test: str, program: _TestProgram, cases: Sequence[_Case], kept: _Case) -> str:
+def _remainder(statement: ast.stmt) -> ast.stmt | None:
+    """Return the condition of an assertion if it sets names, which other statements may read."""
+    if isinstance(statement, ast.Assert) and any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement)):
+        return ast.Expr(statement.test)
+    return None
+
+
+def _keep_one_case(
+    tree: ast.Module, droppable: Mapping[ast.stmt, Mapping[ast.AST, ast.stmt | None]], kept: _Case
+) -> str:
     """Return the test program with a single case."""
-    others = [case for case in cases if case.statement is not kept.statement]
-    dropped = [statement for case in others for statement in program.droppable(case)]
-    return ast.unparse(_Only(kept, dropped).visit(ast.parse(test)))
+    changes: dict[ast.AST, ast.AST | None] = {}
+    for statement, dropped in droppable.items():
+        if statement is not kept.statement:
+            changes.update(dropped)
+    if kept.iteration is not None:
+        changes[kept.statement] = _one_iteration(kept.statement, kept.iteration)
+    return ast.unparse(_changed_copy(tree, changes))
 
 
-class _Only(ast.NodeTransformer):
-    """Remove all cases of a test program but one."""
-
-    def __init__(self, kept: _Case, dropped: Iterable[ast.stmt]) -> None:
-        self._kept, self._place = kept, _place(kept.statement)
-        self._dropped = {_place(statement) for statement in dropped}
-
-    def visit(self, node: ast.AST) -> Any:
-        place = _place(node) if isinstance(node, ast.stmt) else None
-        if place is not None and place in self._dropped:
-            if isinstance(node, ast.Assert) and any(isinstance(each, ast.NamedExpr) for each in ast.walk(node)):
-                return ast.Expr(node.test)  # other statements may read the names that it sets
-            return None
-        if place == self._place and isinstance(node, ast.For) and self._kept.iteration is not None:
-            number = self._kept.iteration
-            node.iter = ast.parse(f"list({ast.unparse(node.iter)})[{number}:{number + 1}]", mode="eval").body
-        else:
-            self.generic_visit(node)
-        if getattr(node, "body", None) == []:
-            node.body = [ast.Pass()]  # type: ignore[attr-defined]
-        return node
+def _one_iteration(loop: ast.stmt, number: int) -> ast.stmt:
+    assert isinstance(loop, ast.For)
+    part = copy(loop)
+    part.iter = ast.parse(f"list({ast.unparse(loop.iter)})[{number}:{number + 1}]", mode="eval").body
+    return part
 
 
-def _place(statement: ast.stmt) -> tuple[int, int]:
-    return statement.lineno, statement.col_offset
+def _changed_copy(node: _Node, changes: Mapping[ast.AST, ast.AST | None]) -> _Node:
+    """Return a copy of a tree in which statements are replaced or, by `None`, removed."""
+    copied = copy(node)
+    for name, value in ast.iter_fields(node):
+        if isinstance(value, list) and value and isinstance(value[0], _CONTAINED):
+            inner = (changes[item] if item in changes else _changed_copy(item, changes) for item in value)
+            setattr(copied, name, [item for item in inner if item is not None])
+    if getattr(copied, "body", None) == []:
+        copied.body = [ast.Pass()]  # type: ignore[attr-defined]
+    return copied
 
 
 def _called(node: ast.AST) -> str | None:

@@ -6,7 +6,7 @@ have the same hash.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .zygote import plain_data
@@ -22,7 +22,7 @@ _BRACKETS = {
     "dict": ("{", "}"),
 }
 _MAX_SHOWN = 120
-_MAX_BITS = 2048  # of an integer in decimal digits; Python refuses to print those of more than 4300
+_MAX_BITS = 2048  # of an integer in decimals; Python refuses to print those of more than 4300 digits
 _MAX_RATIO = 4  # {"complex": [1.0, 0.0]} for 1 in a list: four marks instead of one
 _SPARE_MARKS = 1 << 16
 
@@ -30,8 +30,9 @@ _SPARE_MARKS = 1 << 16
 def describe_difference(data: bytes, expected: Any, *, unwraps: bool) -> str | None:
     """Compare a returned value, as encoded by `plain_data`, with an expected one that was read from JSON.
 
-    Tuples count as lists, and all keys of dicts as strings, as in JSON. Time and memory are proportional to the length
-    of the data and to the number of values in the expected one, unless that has sets, which JSON lacks.
+    Tuples count as lists, and all keys of dicts as strings, as Python or JSON spells them. Time and memory are
+    proportional to the length of the data and to the number of values in the expected one, unless that has sets, which
+    JSON lacks.
 
     Args:
         data (`bytes`): Encoded value, which may be forged.
@@ -93,16 +94,18 @@ def _is_same(returned: Any, wanted: Any) -> bool:
 
 
 def _are_same_items(returned: list[Any], wanted: list[Any]) -> bool:
-    left, right = ({_key_text(key): value for key, value in items} for items in (returned, wanted))
-    return left.keys() == right.keys() and all(_is_same(left[key], value) for key, value in right.items())
+    for spelling in (str, json.dumps):  # `{True: 1}` has the keys of `{"True": 1}` and of its JSON, `{"true": 1}`
+        left, right = ({_key_text(key, spelling): value for key, value in items} for items in (returned, wanted))
+        if left.keys() == right.keys():
+            return all(_is_same(left[key], value) for key, value in right.items())
+    return False
 
 
-def _key_text(key: Any) -> str:
-    """Return the text of a key: that of JSON, or for a type that JSON lacks a literal."""
+def _key_text(key: Any, spelling: Callable[[Any], str]) -> str:
     tag, content = plain_data.split(key)
-    if isinstance(content, str) and tag in (None, "Decimal"):
-        return content
-    return json.dumps(content) if tag is None else "".join(_literal(key))
+    if tag is None:
+        return content if isinstance(content, str) else spelling(content)
+    return str(content) if tag == "Decimal" else "".join(_literal(key))
 
 
 def _is_same_fraction(terms: list[Any], wanted: Any) -> bool:
@@ -123,7 +126,7 @@ def _terms(content: list[Any]) -> tuple[int, int]:
 
 
 def _literal(value: Any, limit: int | None = None) -> Iterator[str]:
-    """Yield the parts of a literal, with at most `limit` characters of each text, and integers abbreviated."""
+    """Yield the parts of a literal; a limit shortens texts to as many characters, and describes long integers."""
     tag, content = plain_data.split(value)
     if tag in _SETS and not content:
         yield f"{tag}()"

@@ -75,8 +75,8 @@ class BackendConfig:
         max_refusals (`int`, *optional*, defaults to `8`):
             Number of consecutive prompts that the server may refuse without a reason before the run ends.
         device_map (`str`, *optional*):
-            Placement of a transformers model on devices, such as `"auto"`. By default, the whole model is on one GPU
-            if there is one.
+            Placement of a transformers model on devices, such as `"auto"` or, in a recipe, a mapping from modules to
+            devices. By default, the whole model is on one GPU if there is one.
         generation_batch_size (`int`, *optional*):
             Number of sequences generated together on each process. Defaults to 16 for transformers and to 128
             otherwise.

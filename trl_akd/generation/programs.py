@@ -394,13 +394,19 @@ def _without_data(blocks: Sequence[Source]) -> Sequence[Source]:
     """Return the blocks tagged as Python and those that continue them, without input and output of the program."""
     tagged = {block for block in blocks if block.part.kind != "code" and not block.part.data}
     bound = {name for block in tagged or blocks for name in block.binders}
-    kept = [block for block in blocks if block in tagged or block.continues(bound)]
-    while kept:
-        found = [block for block in blocks if block not in kept and block.part.data and block.belongs_to(kept)]
-        if not found:
-            break
-        kept = [block for block in blocks if block in kept or block in found]
-    return kept or [block for block in blocks if not block.part.data] or blocks
+    kept = {block for block in blocks if block in tagged or block.continues(bound)}
+    if not kept:
+        return [block for block in blocks if not block.part.data] or blocks
+    waiting = [block for block in blocks if block.part.data and block not in kept]
+    bound, needed, found = set[str](), set[str](), kept
+    while found:
+        kept |= found
+        bound.update(*(block.binders for block in found))
+        needed.update(*(block.missing for block in found))
+        needed -= bound
+        found = {block for block in waiting if block.belongs_to(bound, needed)}
+        waiting = [block for block in waiting if block not in found]
+    return [block for block in blocks if block in kept]
 
 
 _WRITES_OUTPUT = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\(|\bopen\(\s*1\b")

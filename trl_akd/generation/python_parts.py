@@ -206,13 +206,11 @@ class Source:
         known = {*bound, *self.binders, *BUILTINS}
         return "*" in known or all(statement.needs <= known for statement in self.statements)
 
-    def belongs_to(self, blocks: Sequence["Source"]) -> bool:
-        """Return whether a block binds names that others need and do not bind, or needs names that they bind."""
-        if not self.parses or all(_is_words(statement.node) for statement in self.statements):
+    def belongs_to(self, bound: Set[str], needed: Set[str]) -> bool:
+        """Return whether a block binds names that a program needs and does not bind, or needs names that it binds."""
+        if needed.isdisjoint(self.binders) and self.missing.isdisjoint(bound):
             return False
-        bound = {name for block in blocks for name in block.binders}
-        missing = {name for block in blocks for name in block.missing} - bound
-        return not missing.isdisjoint(self.binders) or not self.missing.isdisjoint(bound)
+        return self.parses and not all(_is_words(statement.node) for statement in self.statements)
 
     @cached_property
     def missing(self) -> frozenset[str]:

@@ -509,7 +509,8 @@ class Lines:
 
     def _closing_values(self, number: int) -> list[float] | None:
         """Return the last five lines of the text if they are numbers."""
-        rest = [text.strip() for text in self._lines[number:] if text.strip()]
+        following = (self._lines[place].strip() for place in range(number, len(self._lines)))
+        rest = list(islice(filter(None, following), len(RULES) + 1))
         if len(rest) != len(RULES) or not all(re.fullmatch(QUANTITY, text) for text in rest):
             return None
         return [to_number(text) for text in rest]

@@ -85,6 +85,8 @@ def test_wrong_keys_and_values(given: dict[str, Any], message: str, parser: Reci
         {"accelerator_config": {"dispatch_batches": None, "gradient_accumulation_kwargs": {"sync_each_batch": True}}},
         {"optim_args": "beta1=0.9, beta2=0.99"},
         {"fsdp_config": {"fsdp_version": 2}},
+        {"fsdp_config": {"transformer_layer_cls_to_wrap": None}, CHECKPOINTING: {"use_reentrant": None}},
+        {"deepspeed": {"optimizer": None, "zero_optimization": {"stage": 2, "offload_optimizer": None}}},
     ],
 )
 def test_values_that_are_allowed(given: dict[str, Any], parser: RecipeParser, settings: dict[str, Any]):

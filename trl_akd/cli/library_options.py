@@ -15,12 +15,12 @@ __all__ = ["check_library_options"]
 _Types = Mapping[str, tuple[Any, ...]]
 
 _MODEL: _Types = {
-    "revision": (str, type(None)),
+    "revision": (str,),
     "subfolder": (str,),
-    "dtype": (str, dict, type(None)),
-    "attn_implementation": (str, dict, type(None)),
-    "device_map": (str, int, dict, type(None)),
-    "quantization_config": (dict, type(None)),
+    "dtype": (str, dict),
+    "attn_implementation": (str, dict),
+    "device_map": (str, int, dict),
+    "quantization_config": (dict,),
 }
 _OPEN: Mapping[str, _Types] = {
     "model_init_kwargs": _MODEL,
@@ -137,6 +137,8 @@ def _check_keys(name: str, given: Mapping[str, Any], closed: Mapping[str, _Types
 
 
 def _check_value(name: str, value: Any, types: tuple[Any, ...]) -> None:
+    if value is None:  # as if the key were left out
+        return
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         names = " or ".join(_NAMES[kind] for kind in types if kind in _NAMES)
         raise ValueError(f"`{name}` is {value!r}; give {names}.")

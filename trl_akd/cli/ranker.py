@@ -134,7 +134,7 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     samples = list(read_programs(Path(config.samples).expanduser(), loaded, Prompting("completion").program))
     if not samples:
         raise ValueError(f"{config.samples} has no samples; give the `samples.jsonl` of `trl-akd evaluate`.")
-    read_model("ranker", config.ranker, {})
+    read_model("ranker", config.ranker, {"trust_remote_code": False})
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _texts(loaded), samples, keep=config.keep)
     write_json_lines(Path(config.output).expanduser(), ranked)

@@ -100,6 +100,13 @@ def test_files(parser: RecipeParser, tmp_path: Path):
         parser.dataclasses(parser.values(Recipe(), ["--accelerator_config", str(path)]))
 
 
+def test_a_file_that_is_not_text(parser: RecipeParser, tmp_path: Path):
+    path = tmp_path / "deepspeed.json"
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"`deepspeed` is '.*', which cannot be read \('utf-8' codec"):
+        parser.dataclasses(parser.values(Recipe(), ["--deepspeed", str(path)]))
+
+
 def test_deepspeed_in_base64(parser: RecipeParser):
     text = base64.urlsafe_b64encode(b'{"zero_optimization": {"stage": "x"}}').decode()
     with pytest.raises(ValueError, match=r"`deepspeed.zero_optimization.stage` is 'x'; give a whole"):

@@ -101,11 +101,12 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not value.lstrip().startswith("{"):
         try:
             text = Path(value).expanduser().read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if name == "deepspeed" and (decoded := _decoded(value)) is not None:
                 return read_json_object(name, decoded) or {}
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"`{name}` is {value!r}, which cannot be read ({error.strerror}); give a JSON object, or the path of "
+                f"`{name}` is {value!r}, which cannot be read ({reason}); give a JSON object, or the path of "
                 "a file with one."
             ) from error
         return read_json_object(name, text) or {}
